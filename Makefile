@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`. Both set up first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Root's tests need root: loop devices, mounts.
+AS_ROOT := $(SUDO) $(if $(SUDO),env PATH="$$PATH",)
+
+.PHONY: setup demo test lint bench lock clean packages packages-bench
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml tools/install-packages
+	tools/install-packages run
+	test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || $(PYTHON) -m venv --clear $(VENV) 2>/dev/null \
+	  || { tools/install-packages --venv; $(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+packages:
+	tools/install-packages run test
+
+packages-bench:
+	tools/install-packages run test bench
+
+demo: setup packages
+	$(AS_ROOT) $(BIN)/python -m freezeframe.testing.demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup packages
+	$(AS_ROOT) $(BIN)/python -m pytest
+
+bench: setup packages-bench
+	$(AS_ROOT) $(BIN)/python bench/run.py
+
+# Resolve the dependencies anew: names, versions and hashes, no addresses.
+lock:
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --extra dev -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""One use case a file: options in, result out, progress as a parameter."""

@@ -1,0 +1,1 @@
+"""From disks to an image: plan, pipeline."""

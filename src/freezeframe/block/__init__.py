@@ -1,0 +1,1 @@
+"""Readers and writers of bytes at offsets: device, raw file, memory, faulty."""

@@ -1,0 +1,1 @@
+"""Values only: units, extents, errors, progress. Imports nothing of ours."""

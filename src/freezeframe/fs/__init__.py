@@ -1,0 +1,1 @@
+"""Filesystems and volumes: what of a region is in use, read from its own structures."""

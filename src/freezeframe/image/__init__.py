@@ -1,0 +1,1 @@
+"""The one translator between disks and a repository."""

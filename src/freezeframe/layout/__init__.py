@@ -1,0 +1,1 @@
+"""What a disk consists of: capture its partition table and gaps, recreate them."""

@@ -1,0 +1,1 @@
+"""Named write-once objects: a local directory, memory."""

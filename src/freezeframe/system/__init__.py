@@ -1,0 +1,1 @@
+"""The one door to the machine: subprocess, ioctl, sysfs, the list of tools."""

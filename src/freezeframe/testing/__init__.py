@@ -1,0 +1,1 @@
+"""Contract suites, fakes and disk makers, importable by anybody's tests."""
