@@ -172,7 +172,7 @@ def _mkfs(kind: str, device: str, sector: int) -> tuple[str, ...]:
 def _make_lvm(
     disk: Survey, volume: Volume, part: Part, sources: tuple[str, ...], rng: random.Random
 ) -> None:
-    """Make a volume group of two logical volumes, half of it, with a filesystem in each.
+    """Make a volume group of two logical volumes, 60 % of it, with a filesystem in each.
 
     No device-mapper is needed: LVM writes its metadata without it, and a linear volume is
     reached where it lies.
@@ -190,7 +190,7 @@ def _make_lvm(
             with part_attached(disk.path, disk.sector, inner, read_only=False) as device:
                 run(_mkfs("ext4", device, disk.sector))
             fresh = Volume(inner.name, "ext4", inner.start, inner.length)
-            _fill(disk, fresh, part.files // 2, sources, rng)
+            _fill(disk, fresh, part.files * inner.length // volume.length, sources, rng)
 
 
 def _fill(
