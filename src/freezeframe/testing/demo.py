@@ -31,10 +31,9 @@ from freezeframe.core.units import MIB, human_size, human_time
 from freezeframe.system.run import run, which
 from freezeframe.testing import disks, proof
 from freezeframe.testing.attach import attached
+from freezeframe.testing.program import PROGRAM
 from freezeframe.testing.volumes import Survey
 
-#: The program as it is installed beside this interpreter.
-PROGRAM = Path(sys.executable).with_name("freezeframe")
 #: How much larger than the original the blank disk is.
 _LARGER = 512 * MIB
 
