@@ -24,7 +24,7 @@ from freezeframe.layout.mbr import (
     read_entries,
 )
 from freezeframe.layout.pieces import boot_gap_piece, gpt_pieces, sfdisk_dump
-from freezeframe.layout.tiles import Claims, on_disk, table_region, tile
+from freezeframe.layout.tiles import BACKUP, DAMAGED, PRIMARY, Claims, on_disk, table_region, tile
 from freezeframe.layout.types import GPT_TYPES_OPAQUE, MBR_TYPE_CODES_OPAQUE
 
 #: Sectors a table may count in; the reader's own is tried first.
@@ -130,8 +130,10 @@ def _with_gpt(
 
 
 def _gpt_tables(gpt: Gpt) -> tuple[Region, ...]:
-    spans = [("GPT primary", span) for span in gpt.primary_spans]
-    spans += [("GPT backup", span) for span in gpt.backup_spans]
+    primary = PRIMARY if gpt.primary else PRIMARY + DAMAGED
+    backup = BACKUP if gpt.backup else BACKUP + DAMAGED
+    spans = [(primary, span) for span in gpt.primary_spans]
+    spans += [(backup, span) for span in gpt.backup_spans]
     regions = [table_region(0, gpt.sector, "MBR")]
     for name, (start, stop) in sorted(spans, key=lambda item: item[1]):
         last = regions[-1]

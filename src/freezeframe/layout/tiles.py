@@ -8,6 +8,11 @@ from dataclasses import dataclass, replace
 from freezeframe.core.extents import Extents
 from freezeframe.layout.base import Region, Role
 
+#: What the sectors of a GPT's copies are called; the second word follows where it is no good.
+PRIMARY = "GPT primary"
+BACKUP = "GPT backup"
+DAMAGED = " (damaged)"
+
 #: A crafted table may make as many as it has partitions.
 _NOTES = 20
 
