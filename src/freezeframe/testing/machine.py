@@ -175,12 +175,12 @@ def _apt_sources() -> list[str]:
     """Return the machine's own package sources of Debian, as lines; none: mmdebstrap's own."""
     if which("apt-get") is None:
         return []
+    shown = "$(CODENAME) deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
     listed = run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
-         "Created-By: Packages", "Origin: Debian"]
-    )  # fmt: skip
+        ["apt-get", "indextargets", "--format", shown, "Created-By: Packages", "Origin: Debian"]
+    )
     lines = sorted(set(listed.stdout.decode().splitlines()))
-    return [f"deb {line}" for line in lines if line.split()[1].startswith(_suite())]
+    return [line.split(" ", 1)[1] for line in lines if line.startswith(_suite())]
 
 
 def _apt_options() -> list[str]:
