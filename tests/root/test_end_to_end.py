@@ -13,9 +13,9 @@ import pytest
 
 from freezeframe.core.units import MIB
 from freezeframe.image.manifest import Manifest
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 from freezeframe.testing import disks, proof
-from freezeframe.testing.attach import attached
 from freezeframe.testing.program import Client
 from freezeframe.testing.volumes import Survey, part_attached
 

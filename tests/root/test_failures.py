@@ -16,9 +16,9 @@ import pytest
 
 from freezeframe.core.units import KIB, MIB
 from freezeframe.image.manifest import Manifest
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 from freezeframe.testing import disks, proof
-from freezeframe.testing.attach import attached
 from freezeframe.testing.program import Client, Ended, finish
 from freezeframe.testing.volumes import Survey, mounted_device
 
@@ -182,7 +182,16 @@ def test_killed_at_random_moments(client: Client, tmp_path: Path) -> None:
     client.restic("check")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_closed_terminal_does_not_stop_it(client: Client, tmp_path: Path) -> None:
+    source = random_disk(tmp_path / "disk.img", 128 * MIB, seed=1)
+    process = client.start("backup", "--offline", str(source))
+    wait_for_packs(client, process)
+    process.send_signal(signal.SIGHUP)
+    assert finish(process).code == 0
+    assert_good(client, client.images())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal(client: Client, tmp_path: Path, number: signal.Signals) -> None:
     source = random_disk(tmp_path / "disk.img", 256 * MIB, seed=1)
     process = client.start("backup", "--offline", str(source))

@@ -13,7 +13,6 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,16 +20,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
 
 from freezeframe.core.errors import FreezeframeError, TargetUnsuitable
 from freezeframe.core.units import MIB, human_size, human_time
+from freezeframe.system.interrupt import orderly_stop
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run, which
 from freezeframe.testing import disks, proof
-from freezeframe.testing.attach import attached
 from freezeframe.testing.program import PROGRAM
 from freezeframe.testing.volumes import Survey
 
@@ -266,11 +265,6 @@ def _folder(wanted: str | None, needed: int) -> Path:
     )
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    # As an exception, so that everything is unmounted and detached on the way out.
-    raise KeyboardInterrupt
-
-
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m freezeframe.testing.demo", description=__doc__)
     parser.add_argument("--work", metavar="FOLDER", help="where to work (default: a temporary one)")
@@ -289,7 +283,6 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    signal.signal(signal.SIGTERM, _terminate)
     recipe = disks.SMALL_GPT if options.small else disks.DEMO
     return _guarded(lambda: _in_folder(options.work, recipe, keep=bool(options.keep)))
 
@@ -312,7 +305,8 @@ def _in_folder(work: str | None, recipe: disks.Recipe, *, keep: bool) -> None:
 
 def _guarded(work: Callable[[], None]) -> int:
     try:
-        work()
+        with orderly_stop():
+            work()
     except FreezeframeError as error:
         print(f"\ndemo: FAILED: {error.message}", file=sys.stderr)
         if error.hint:

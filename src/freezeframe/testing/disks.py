@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freezeframe.core.units import GIB, MIB, SECTOR
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 from freezeframe.testing import filling
-from freezeframe.testing.attach import attached
 from freezeframe.testing.volumes import (
     Survey,
     Volume,
@@ -88,7 +88,7 @@ SMALL_4K = Recipe(_parts(8 * MIB, esp=264 * MIB), sector=4096, seed=3)
 #: One quick filesystem: for tests that make many images.
 TINY = Recipe((Part("bios", MIB), Part("ext4", 64 * MIB, 20 * MIB)), seed=4)
 #: About 4 GiB with about 1 GiB of files.
-DEMO = Recipe(_parts(190 * MIB, esp=128 * MIB), seed=5)
+DEMO = Recipe(_parts(220 * MIB, esp=128 * MIB), seed=5)
 
 
 def make_disk(

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from freezeframe.core.errors import ToolFailed
 from freezeframe.core.units import KIB, SECTOR
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
-from freezeframe.testing.attach import attached
 from freezeframe.testing.disks import mtools
 from freezeframe.testing.volumes import (
     LVM_OPTIONS,

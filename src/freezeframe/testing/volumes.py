@@ -19,8 +19,9 @@ import msgspec
 
 from freezeframe.core.errors import ToolFailed
 from freezeframe.core.units import SECTOR
+from freezeframe.system.interrupt import deferred
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
-from freezeframe.testing.attach import attached
 
 #: Leaves the machine's own LVM alone: no devices but the one named, no activation, no
 #: device-mapper, nothing written below /etc/lvm.
@@ -196,12 +197,14 @@ def mounted_device(device: str, kind: str, folder: Path, *, read_only: bool) -> 
     """Mount a device on an empty folder; unmount it in the end."""
     command = [*_MOUNT[kind], *(("-o", "ro") if read_only else ())]
     try:
-        run((*command, device, str(folder)), purpose=f"to mount {kind}")
+        with deferred():
+            run((*command, device, str(folder)), purpose=f"to mount {kind}")
         yield
     finally:
-        # Asked of the kernel rather than remembered: Ctrl-C may come between.
-        if folder.is_mount():
-            unmount(folder)
+        # Asked of the kernel rather than remembered: a failed mount may be half there.
+        with deferred():
+            if folder.is_mount():
+                unmount(folder)
 
 
 def unmount(folder: Path) -> None:
