@@ -186,10 +186,20 @@ def mounted(path: Path, sector: int, volume: Volume, *, read_only: bool = True) 
     """
     with (
         part_attached(path, sector, volume, read_only=read_only) as device,
-        tempfile.TemporaryDirectory(prefix="freezeframe-mount-") as folder,
-        mounted_device(device, volume.kind, Path(folder), read_only=read_only),
+        _empty_folder() as folder,
+        mounted_device(device, volume.kind, folder, read_only=read_only),
     ):
-        yield Path(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def _empty_folder() -> Iterator[Path]:
+    """Give a folder to mount on. Never emptied: were it still mounted, that would be files."""
+    folder = Path(tempfile.mkdtemp(prefix="freezeframe-mount-"))
+    try:
+        yield folder
+    finally:
+        folder.rmdir()
 
 
 @contextlib.contextmanager
