@@ -1,0 +1,202 @@
+"""What works on this machine: the kernel, the rights, the tools; and what to do about the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.units import MIB, human_size
+from freezeframe.system.memory import available_memory
+from freezeframe.system.run import run, which
+from freezeframe.system.tools import Package, packages
+
+State = Literal["ok", "missing", "limited", "not verified"]
+
+_CAP_SYS_ADMIN = 21
+#: The bound the program keeps to, and as much again for everybody else.
+_ENOUGH_MEMORY = 800 * MIB
+#: Filesystems that are grown while mounted, by the kernel.
+_GROWN_MOUNTED = ("xfs", "btrfs")
+_FILESYSTEMS = ("ext4", "xfs", "btrfs", "vfat", "exfat", "ntfs3", "f2fs")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    #: What was found, and what it is needed for.
+    detail: str
+    #: What to do; nothing where nothing needs doing.
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything the program relies on. Changes nothing, needs no rights, raises nothing."""
+    return [
+        _python(),
+        _kernel(),
+        _rights(),
+        _memory(),
+        _loop(),
+        _device_mapper(),
+        _fuse(),
+        _filesystems(),
+        *(_package(package) for package in packages() if package.needed_for == "run"),
+        _restic(),
+        *_not_there(),
+    ]
+
+
+# -- the machine ----------------------------------------------------------------------
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    if sys.version_info < (3, 11):
+        return Finding("Python", "missing", f"{found}; 3.11 is needed", "install a newer Python")
+    return Finding("Python", "ok", found)
+
+
+def _kernel() -> Finding:
+    name = f"{platform.system()} {platform.release()}"
+    if platform.system() != "Linux":
+        return Finding("kernel", "missing", f"{name}; disks are read on Linux", "run it on Linux")
+    return Finding("kernel", "ok", name)
+
+
+def _rights() -> Finding:
+    if os.geteuid() != 0:
+        return Finding(
+            "rights",
+            "limited",
+            "not root: disk image files only, no devices",
+            "sudo freezeframe …",
+        )
+    if not _has_capability(_CAP_SYS_ADMIN):
+        return Finding(
+            "rights",
+            "limited",
+            "root without CAP_SYS_ADMIN (a container?): nothing can be attached or mounted",
+            "run it outside of the container",
+        )
+    return Finding("rights", "ok", "root")
+
+
+def _has_capability(number: int) -> bool:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", _read("/proc/self/status"), re.MULTILINE)
+    return found is None or bool(int(found[1], 16) >> number & 1)
+
+
+def _memory() -> Finding:
+    free = available_memory()
+    detail = f"{human_size(free)} available"
+    if free < _ENOUGH_MEMORY:
+        return Finding("memory", "limited", detail, "use fewer threads, or stop other programs")
+    return Finding("memory", "ok", detail)
+
+
+def _loop() -> Finding:
+    use = "to grow filesystems in disk image files"
+    if Path("/dev/loop-control").exists():
+        return Finding("loop devices", "ok", use)
+    return Finding("loop devices", "missing", f"needed {use}", "modprobe loop")
+
+
+def _device_mapper() -> Finding:
+    known = "device-mapper" in _read("/proc/misc")
+    if known:
+        return Finding("device-mapper", "ok", "LVM and encrypted volumes can be used as sources")
+    return Finding(
+        "device-mapper",
+        "limited",
+        "LVM and encrypted volumes cannot be opened here; disks that hold them are imaged whole",
+        "modprobe dm-mod",
+    )
+
+
+def _fuse() -> Finding:
+    if Path("/dev/fuse").exists():
+        return Finding("FUSE", "ok", "for `restic mount` of a repository")
+    return Finding("FUSE", "limited", "no `restic mount`; `restic restore` works", "modprobe fuse")
+
+
+def _filesystems() -> Finding:
+    known = [kind for kind in _FILESYSTEMS if _knows(kind)]
+    unknown = [kind for kind in _FILESYSTEMS if kind not in known]
+    detail = f"mounts {', '.join(known) or 'none'}"
+    if unknown:
+        detail += f"; not {', '.join(unknown)}"
+    lost = [kind for kind in _GROWN_MOUNTED if kind in unknown]
+    if lost:
+        return Finding(
+            "filesystems",
+            "limited",
+            f"{detail}. Images need none; restore --grow cannot grow {', '.join(lost)} here",
+            f"modprobe {' '.join(lost)}",
+        )
+    return Finding("filesystems", "ok", f"{detail}. Images need none")
+
+
+def _knows(kind: str) -> bool:
+    """Whether the kernel has a filesystem, loaded or as a module it can load."""
+    if kind in _read("/proc/filesystems").split():
+        return True
+    folder = Path("/lib/modules", platform.release())
+    listed = _read(str(folder / "modules.dep")) + _read(str(folder / "modules.builtin"))
+    return re.search(rf"/{kind}\.ko(\.\w+)?(:|$)", listed, re.MULTILINE) is not None
+
+
+# -- tools ----------------------------------------------------------------------------
+
+
+def _package(package: Package) -> Finding:
+    lost = [tool for tool in package.tools if which(tool) is None]
+    if lost:
+        detail = f"{', '.join(lost)} not found; needed {package.purpose}"
+        return Finding(package.name, "missing", detail, f"apt-get install {package.name}")
+    return Finding(package.name, "ok", f"{', '.join(package.tools)}: {package.purpose}")
+
+
+def _restic() -> Finding:
+    use = "another program that reads the repositories; not needed"
+    if which("restic") is None:
+        return Finding("restic", "limited", f"not found: {use}", "apt-get install restic")
+    try:
+        said = run(["restic", "version"], timeout=10).stdout.decode(errors="replace")
+    except FreezeframeError as error:
+        return Finding("restic", "limited", f"{error.message}: {use}", "apt-get install restic")
+    return Finding("restic", "ok", f"{' '.join(said.split()[:2])}: {use}")
+
+
+# -- what is not there ----------------------------------------------------------------
+
+
+def _not_there() -> Iterator[Finding]:
+    yield Finding(
+        "images of mounted disks",
+        "missing",
+        "hot processing is not in this version: a disk that is written to is refused",
+        "unmount it, mount it read-only, or start the machine from another medium",
+    )
+    yield Finding(
+        "real drives",
+        "not verified",
+        "tested on loop devices with sectors of 512 and 4096 bytes only",
+        "compare an image with its disk: freezeframe verify IMAGE --against DEVICE",
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
