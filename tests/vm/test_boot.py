@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from freezeframe.core.errors import ToolFailed
 from freezeframe.testing import machine
 from freezeframe.testing.machine import Boot, Firmware, boot_to_login, system_disk
 from freezeframe.testing.proof import check_filesystems, collect, differences
@@ -68,6 +69,14 @@ def restored(repo: Path) -> Path:
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
 def test_the_original_boots(disk: Path, firmware: Firmware) -> None:
     assert_came_up(boot_to_login(disk, firmware), firmware)
+
+
+def test_what_cannot_boot_is_told_from_what_can(tmp_path: Path) -> None:
+    blank = tmp_path / "blank.raw"
+    blank.touch()
+    os.truncate(blank, GIB)
+    with pytest.raises(ToolFailed, match="no login"):
+        boot_to_login(blank, "bios", timeout=6)
 
 
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
