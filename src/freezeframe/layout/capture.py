@@ -195,15 +195,15 @@ def _with_mbr(
                 f"the chain of logical partitions is broken ({chain.broken}): what it does not"
                 " describe of the extended partition is kept as it is"
             )
-            unclear = unclear | span
+            unclear = unclear | span | on_disk([chain.stray], reader.size)
         parts += [logical.partition for logical in chain.logicals if logical.partition]
         tables += [
             table_region(logical.ebr, logical.ebr + sector, "EBR") for logical in chain.logicals
         ]
         pieces |= _ebr_pieces(reader, chain)
-    if _may_count_in_4096(reader, path, parts):
-        keep_gaps = True
-        notes.append(
+    why = ""
+    if _may_count_in_4096(reader, path, parts) and not keep_gaps:
+        why = (
             "this MBR may count in sectors of 4096 bytes, a file does not tell: it is read"
             " as 512, and all unallocated space is kept"
         )
@@ -217,7 +217,8 @@ def _with_mbr(
         pieces=pieces,
     )
     claims = Claims(tuple(tables), tuple(parts), unclear, tuple(notes))
-    return _finish(reader, path, layout, claims, keep_gaps or not parts)
+    keep_gaps = keep_gaps or not parts or bool(why)
+    return _finish(reader, path, layout, claims, keep_gaps, why)
 
 
 def _ebr_pieces(reader: Reader, chain: Chain) -> dict[str, bytes]:
@@ -257,13 +258,18 @@ def _opaque(parts: Sequence[Region], types: frozenset[str], size: int) -> Extent
 
 
 def _finish(
-    reader: Reader, path: str | None, layout: DiskLayout, claims: Claims, keep_gaps: bool
+    reader: Reader,
+    path: str | None,
+    layout: DiskLayout,
+    claims: Claims,
+    keep_gaps: bool,
+    why: str = "",
 ) -> DiskLayout:
     """Tile the disk and collect what lies outside of partitions."""
     size = reader.size
     tiling = tile(claims, size)
     tables = Extents.of((r.start, r.stop) for r in tiling.regions if r.role is Role.TABLE)
-    content, dropped = gap_content(reader, tiling.regions, keep_all=keep_gaps)
+    content, dropped = gap_content(reader, tiling.regions, keep_all=keep_gaps, why=why)
     used = tables | content | tiling.unclear | layout.used_outside
     pieces = dict(layout.pieces)
     pieces |= boot_gap_piece(reader, tiling.regions, content)

@@ -114,6 +114,8 @@ class Chain:
     logicals: tuple[Logical, ...]
     #: Why the chain was not followed to its end; empty where it was.
     broken: str = ""
+    #: What the last record claims that cannot be; bytes of the disk, (0, 0) for nothing.
+    stray: tuple[int, int] = (0, 0)
 
 
 def read_chain(
@@ -146,11 +148,13 @@ def read_chain(
         if data:
             partition = partition_of(data[0], number, at, sector, signature)
             number += 1
+        if partition and not start * sector <= partition.start < partition.stop <= stop * sector:
+            found.append(Logical(None, at * sector))
+            reason = f"partition {partition.number} leaves the extended one"
+            return Chain(tuple(found), reason, (partition.start, partition.stop))
         found.append(Logical(partition, at * sector))
         if len(data) > 1 or len(links) > 1 or not all(e.empty for e in entries[2:]):
             return Chain(tuple(found), f"the boot record at sector {at} has too many entries")
-        if partition and not start * sector <= partition.start < partition.stop <= stop * sector:
-            return Chain(tuple(found), f"partition {partition.number} leaves the extended one")
         if not links:
             return Chain(tuple(found))
         at = start + links[0].start
