@@ -1,0 +1,105 @@
+"""The registry: which format a region holds, and what of it is in use.
+
+The one place that knows all kinds. It never fails for what a region holds: whatever is
+not understood counts as used, whole.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from freezeframe.block.base import Reader
+from freezeframe.core.errors import FreezeframeError, NotUnderstood, UnreadableRange
+from freezeframe.core.extents import Extents
+from freezeframe.fs import exfat, ext, fat, luks, md, ntfs, swap
+from freezeframe.fs.base import FilesystemKind, PeerList, Peers, UsedMap
+from freezeframe.fs.names import guessed, named
+
+log = logging.getLogger("freezeframe.fs")
+
+UNKNOWN = "unknown"
+
+#: Containers come first: what lies inside of them may shine through at the same place.
+CONTAINERS: tuple[FilesystemKind, ...] = (md.KIND, luks.KIND)
+#: All that have a used map, in the order they are asked.
+KINDS: tuple[FilesystemKind, ...] = (
+    *CONTAINERS,
+    ext.KIND,
+    ntfs.KIND,
+    exfat.KIND,
+    fat.KIND,
+    swap.KIND,
+)
+
+
+def identify(reader: Reader) -> FilesystemKind | None:
+    """Return the kind a region holds, the first in order where several recognise it.
+
+    None where none does. Raises `UnreadableRange` where a place to look at is bad.
+    """
+    return next((kind for kind in KINDS if kind.recognise(reader)), None)
+
+
+def used_map(reader: Reader, peers: Peers | None = None) -> UsedMap:
+    """Tell what of a region is in use; never raises for what the region holds.
+
+    Where it is not understood (unknown, dirty, damaged, newer, unreadable, or two formats
+    at once) the whole region is used, `understood` is False and `notes` gives the reason.
+    """
+    try:
+        found = _recognised(reader)
+    except (FreezeframeError, MemoryError) as error:
+        return _whole(reader, UNKNOWN, f"what it holds cannot be told: {error}")
+    names = [name for name, _ in found]
+    if not found:
+        return _unrecognised(reader)
+    name, kind = found[0]
+    if len(found) > 1 and kind not in CONTAINERS:
+        both = " and ".join(names)
+        return _whole(reader, name, f"it has the signatures of {both}: imaged whole")
+    if kind is None:
+        return _whole(reader, name, f"no used map for {name} yet: imaged whole")
+    return _understood(reader, kind, peers or PeerList((reader,)))
+
+
+def _recognised(reader: Reader) -> list[tuple[str, FilesystemKind | None]]:
+    """Return every format with a signature, by name; those without a used map last."""
+    found: list[tuple[str, FilesystemKind | None]] = [
+        (kind.name, kind) for kind in KINDS if kind.recognise(reader)
+    ]
+    other = named(reader)
+    return [*found, (other, None)] if other else found
+
+
+def _unrecognised(reader: Reader) -> UsedMap:
+    try:
+        name = guessed(reader)
+    except FreezeframeError:
+        name = ""
+    if name:
+        return _whole(reader, name, f"no used map for {name} yet: imaged whole")
+    return _whole(reader, UNKNOWN, "no known signature: imaged whole")
+
+
+def _understood(reader: Reader, kind: FilesystemKind, peers: Peers) -> UsedMap:
+    """Ask a parser, and take the whole region where it does not come back with an answer."""
+    try:
+        result = kind.used_map(reader, peers)
+    except NotUnderstood as error:
+        return _whole(reader, kind.name, str(error))
+    except UnreadableRange as error:
+        return _whole(reader, kind.name, f"its structures cannot be read: {error}")
+    except FreezeframeError as error:
+        return _whole(reader, kind.name, f"its structures make no sense: {error}")
+    except Exception as error:
+        # A parser's own mistake: must not cost the image, must not go unseen.
+        log.exception("%s: the parser for %s failed", reader.name, kind.name)
+        return _whole(reader, kind.name, f"its parser failed ({error!r}): please report it")
+    if result.used.end > reader.size or (result.used and int(result.used.starts[0]) < 0):
+        return _whole(reader, result.kind, "its parser names what lies outside of the region")
+    return result
+
+
+def _whole(reader: Reader, name: str, reason: str) -> UsedMap:
+    """Count everything as used."""
+    return UsedMap(name, Extents.single(0, reader.size), False, notes=(reason,))

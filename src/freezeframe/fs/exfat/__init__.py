@@ -1,0 +1,5 @@
+"""exFAT."""
+
+from freezeframe.fs.exfat.used import KIND
+
+__all__ = ["KIND"]

@@ -1,0 +1,5 @@
+"""NTFS."""
+
+from freezeframe.fs.ntfs.used import KIND
+
+__all__ = ["KIND"]
