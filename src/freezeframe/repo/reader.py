@@ -15,6 +15,7 @@ from freezeframe.repo.index import Found, Index, Location
 from freezeframe.repo.pack import BlobKind
 from freezeframe.repo.repository import Repository
 from freezeframe.store.base import Kind
+from freezeframe.system.allocator import keep_freed_memory
 
 #: Blobs of a pack with gaps of up to this many bytes between them are read in one go.
 _BRIDGE = 64 * 1024
@@ -55,6 +56,7 @@ class BlobReader:
     """Reads blobs of a repository. Thread-safe: each thread has contexts of its own."""
 
     def __init__(self, repository: Repository, index: Index) -> None:
+        keep_freed_memory()
         self._store = repository.store
         self._key = repository.key
         self._index = index

@@ -30,6 +30,7 @@ from freezeframe.repo.pack import BlobKind, Entry, seal_header
 from freezeframe.repo.repository import Repository
 from freezeframe.repo.seal_blob import BlobSealer, SealedBlob
 from freezeframe.store.base import Kind
+from freezeframe.system.allocator import keep_freed_memory
 
 __all__ = ["BlobHandle", "BlobKind", "BlobWriter", "WriterStats"]
 
@@ -100,6 +101,7 @@ class BlobWriter:
         `level` is a zstandard level, None for the parameters chosen in `compress`.
         `index_interval` in seconds: how much of its work an interrupted run may lose.
         """
+        keep_freed_memory()
         self._repository = repository
         self._index = index
         self._level = level
