@@ -204,7 +204,7 @@ def test_qemu_and_we_see_each_other(tmp_path: Path) -> None:
             open_source(path)
     finally:
         qemu.communicate(b"quit\n")
-    read_only = ["qemu-img", "info", "-f", "raw", str(path)]
+    read_only = ["qemu-img", "convert", "-f", "raw", "-O", "raw", str(path), f"{path}.copy"]
     writing = ["qemu-io", "-f", "raw", "-c", "write 0 512", str(path)]
     with open_source(path):
         run(read_only)

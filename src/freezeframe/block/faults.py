@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 
 from freezeframe.core.errors import FreezeframeError, SourceError, TargetUnsuitable
@@ -24,6 +25,10 @@ def target_fault(message: str, hint: str = "") -> FreezeframeError:
 def denied(path: str, error: OSError, fault: Fault) -> FreezeframeError:
     """Return what a failed opening means, and what to do about it."""
     if error.errno in (errno.EACCES, errno.EPERM):
+        if os.geteuid() == 0:
+            return fault(
+                f"{path} may not be opened, even by root", "run it outside of the container"
+            )
         return fault(f"{path} may not be opened by this user", "run it as root: sudo freezeframe …")
     if error.errno in (errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM):
         return fault(f"{path} has no medium, or has gone", "list the disks: freezeframe disks")
