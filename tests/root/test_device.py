@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import random
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from freezeframe.system.run import run
 pytestmark = pytest.mark.root
 
 SIZE = 3 * MIB
+LOOP_CHANGE_FD = 0x4C06
 DATA = random.Random(5).randbytes(SIZE)
 QUIET = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -43,12 +45,9 @@ def test_what_it_is_as_blockdev_says(device: str) -> None:
         facts = reader.facts
         assert [facts.size, facts.logical_sector, facts.physical_sector] == [int(n) for n in told]
         assert reader.direct
-        assert probe_target_of_shared(device) == (facts.size, facts.logical_sector)
-
-
-def probe_target_of_shared(device: str) -> tuple[int, int]:
-    with open_shared(device) as reader:
-        return reader.size, reader.sector
+    with open_shared(device) as shared:
+        assert (shared.size, shared.sector) == (facts.size, facts.logical_sector)
+    assert probe_target(device) == (facts.size, facts.logical_sector)
 
 
 def test_reads_anywhere(device: str) -> None:
@@ -191,18 +190,25 @@ def test_a_device_that_shrinks(device: str, tmp_path: Path) -> None:
             read_salvaging(reader, MIB - 4096, memoryview(bytearray(8192)))
 
 
-def test_a_device_that_is_another_disk_now(device: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [True, False], ids=["fails", "reads on"])
+def test_another_disk_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
     """A disk that was pulled out and one put in under its number are not the same."""
-    with open_shared(device) as reader:
-        assert isinstance(reader, Device)
-        os.truncate(tmp_path / "disk.raw", MIB)
-        with pytest.raises(UnreadableRange):
-            reader.read_at(2 * MIB, 4096)
-        (tmp_path / "another.raw").write_bytes(bytes(4096))
-        # The kernel gives every disk of one boot another number; so does changing its file.
-        object.__setattr__(reader.facts, "diskseq", reader.facts.diskseq + 1)
+    monkeypatch.setattr("freezeframe.block.device._WATCH_EVERY", 0.0)
+    path, another = tmp_path / "disk.raw", tmp_path / "another.raw"
+    path.write_bytes(DATA)
+    another.write_bytes(DATA)
+    with attached(path, read_only=True) as device, open_source(device) as reader:
+        assert reader.read_at(2 * MIB, 4096) == DATA[2 * MIB :][:4096]
+        loop, file = os.open(device, os.O_RDONLY), os.open(another, os.O_RDONLY)
+        fcntl.ioctl(loop, LOOP_CHANGE_FD, file)
+        os.close(loop)
+        os.close(file)
+        if fails:
+            os.truncate(another, MIB)
         with pytest.raises(SourceError, match="has gone"):
-            reader.read_at(2 * MIB, 4096)
+            read_salvaging(reader, 2 * MIB, memoryview(bytearray(4096)))
 
 
 def test_a_read_only_target(tmp_path: Path) -> None:

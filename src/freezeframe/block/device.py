@@ -35,7 +35,8 @@ log = logging.getLogger("freezeframe.block")
 #: How much goes through the aligned buffer at once.
 _BOUNCE = MIB
 _GONE = frozenset((errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.EBADF))
-#: A device that others may still use is asked about that this often; seconds.
+#: Whether it is still the same disk (a card may be changed), and still nobody else's, is
+#: asked this often; seconds.
 _WATCH_EVERY = 1.0
 
 
@@ -214,10 +215,13 @@ class Device(Descriptor):
             )
 
     def _look(self) -> None:
-        """Ask, now and then, whether others have begun to use the device."""
+        """Ask, now and then, whether this is still that disk and nobody writes to it."""
         now = time.monotonic()
-        if self._watch is not None and now - self._watched >= _WATCH_EVERY:
-            self._watched = now
+        if now - self._watched < _WATCH_EVERY:
+            return
+        self._watched = now
+        self._check_alive()
+        if self._watch is not None:
             self._watch()
 
     # -- writing --------------------------------------------------------------------
