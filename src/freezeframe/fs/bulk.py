@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,10 +30,10 @@ def read_many(reader: Reader, offsets: Int64Array, size: int) -> Bytes:
     most = max(1, _LONGEST_READ // size)
     breaks = np.flatnonzero(np.diff(ordered) != size) + 1
     edges = [0, *breaks.tolist(), len(ordered)]
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(edges):
         for start in range(first, last, most):
             stop = min(start + most, last)
-            reader.read_into(int(ordered[start]), memoryview(rows[start:stop]).cast("B"))
+            reader.read_into(int(ordered[start]), rows[start:stop].data.cast("B"))
     if np.array_equal(order, np.arange(len(order))):
         return rows
     result = np.empty_like(rows)

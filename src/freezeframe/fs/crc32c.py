@@ -30,11 +30,12 @@ def _byte_table() -> Words:
 
 @functools.cache
 def _pair_table() -> Words:
-    """What two bytes (the first one low) make of a register of zero."""
+    """Return what two bytes (the first one low) make of a register of zero."""
     table = _byte_table()
     pairs = np.arange(1 << 16, dtype=np.uint32)
     first = table[pairs & 0xFF]
-    return table[(first ^ (pairs >> 8)) & 0xFF] ^ (first >> 8)
+    both: Words = table[(first ^ (pairs >> 8)) & 0xFF] ^ (first >> 8)
+    return both
 
 
 @functools.cache
@@ -52,7 +53,7 @@ def _past(tables: tuple[Words, Words], register: Words) -> Words:
 
 
 def _seed_past(seed: int, length: int) -> int:
-    """What `length` zero bytes make of the register `seed`."""
+    """Return what `length` zero bytes make of the register `seed`."""
     register = np.array([seed], np.uint32)
     if length & 1:
         register = _byte_table()[register & 0xFF] ^ (register >> 8)

@@ -81,9 +81,7 @@ class ReadOnlyCompat(IntFlag):
 
 
 #: Features by which blkid tells ext2 from ext3 from ext4.
-_OLD_READ_ONLY = (
-    ReadOnlyCompat.SPARSE_SUPER | ReadOnlyCompat.LARGE_FILE | ReadOnlyCompat.BTREE_DIR
-)
+_OLD_READ_ONLY = ReadOnlyCompat.SPARSE_SUPER | ReadOnlyCompat.LARGE_FILE | ReadOnlyCompat.BTREE_DIR
 _OLD_INCOMPAT = Incompat.FILETYPE | Incompat.META_BG
 
 
