@@ -1,0 +1,5 @@
+"""btrfs."""
+
+from freezeframe.fs.btrfs.used import KIND
+
+__all__ = ["KIND"]
