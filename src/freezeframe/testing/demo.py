@@ -181,7 +181,8 @@ def _to_file(
 ) -> None:
     """Restore onto a blank disk that is a file, and prove it."""
     target = demo.folder / "restored.img"
-    with demo.step(f"Restoring the {name} onto a blank disk (a file)", f"restore {name}") as row:
+    words = f"Restoring the {name} image onto a blank disk of {human_size(size)} (a file)"
+    with demo.step(words, f"restore {name} image") as row:
         with target.open("xb") as file:
             file.truncate(size)
         demo.program("restore", image, "--to", str(target), "--yes")
@@ -248,9 +249,9 @@ def perform(demo: Demo) -> None:
         demo.program("verify", "latest", "--against", str(disk.path))
         row.size, row.result = human_size(demo.recipe.size), "the same"
     size = demo.recipe.size
-    _to_file(demo, "latest", size + _LARGER, new, "latest image, on a larger disk")
+    _to_file(demo, "latest", size + _LARGER, new, "latest")
     _to_device(demo, size, new)
-    _to_file(demo, first, size, old, "first image")
+    _to_file(demo, first, size, old, "first")
 
 
 def _folder(wanted: str | None, needed: int) -> Path:
