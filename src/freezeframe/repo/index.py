@@ -311,6 +311,8 @@ class Index:
             number = len(self._packs)
             self._packs.append(pack)
             for kind, blob_id, offset, length, plain in entries:
+                if blob_id in self._recent[kind]:
+                    self._merge(kind)  # a second copy: the arrays have room for both
                 self._recent[kind][blob_id] = (number, offset, length, plain)
             for kind in BlobKind:
                 if len(self._recent[kind]) >= _MERGE_AT:
