@@ -99,7 +99,9 @@ def _ext(device: str) -> None:
 def _xfs(device: str) -> None:
     # The disk it was imaged from may be mounted right now, with the same UUID.
     with _mounted(device, "xfs", "-o", "nouuid") as folder:
-        run(("xfs_growfs", "-d", folder))
+        # One transaction of the kernel: it grows, or is as it was. btrfs likewise.
+        with _left_alone("the kernel refused"):
+            run(("xfs_growfs", "-d", folder))
 
 
 def _btrfs(device: str) -> None:
@@ -114,7 +116,8 @@ def _btrfs(device: str) -> None:
     if Path("/sys/fs/btrfs", name).exists():
         raise NotGrown(f"btrfs {name} is mounted from another device right now")
     try:
-        with _mounted(device, "btrfs") as folder:
+        with _mounted(device, "btrfs") as folder, _left_alone("the kernel refused"):
+            # It wants 256 MiB at least.
             run(("btrfs", "filesystem", "resize", "max", folder))
     finally:
         with contextlib.suppress(FreezeframeError):
