@@ -60,8 +60,9 @@ class Incompat(enum.IntFlag):
     SIMPLE_QUOTA = 1 << 16
 
 
-#: Not these: they change where extents are noted or where they lie.
-KNOWN_INCOMPAT = (
+#: The others change where extents are noted or where they lie. A plain number: the complement
+#: of a flag has no bits that were never named.
+KNOWN_INCOMPAT = int(
     Incompat.MIXED_BACKREF
     | Incompat.DEFAULT_SUBVOLUME
     | Incompat.MIXED_GROUPS
@@ -87,7 +88,7 @@ class ReadOnlyCompat(enum.IntFlag):
     BLOCK_GROUP_TREE = 1 << 3
 
 
-KNOWN_READ_ONLY = (
+KNOWN_READ_ONLY = int(
     ReadOnlyCompat.FREE_SPACE_TREE
     | ReadOnlyCompat.FREE_SPACE_TREE_VALID
     | ReadOnlyCompat.VERITY
