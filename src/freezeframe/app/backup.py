@@ -1,0 +1,207 @@
+"""Make an image of disks that are not in use."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import freezeframe
+from freezeframe.app.session import index_for_writing
+from freezeframe.backup.pipeline import Unreadable, store_chunks
+from freezeframe.backup.plan import DiskPlan, PlannedRegion, Source, plan_disks
+from freezeframe.block.open import open_source
+from freezeframe.core.clock import Clock, SystemClock
+from freezeframe.core.errors import UsageError
+from freezeframe.core.progress import Progress
+from freezeframe.core.units import SEGMENT
+from freezeframe.fs.base import UsedMap
+from freezeframe.image import manifest as manifests
+from freezeframe.image.manifest import (
+    DiskRecord,
+    Host,
+    Manifest,
+    Mode,
+    Proof,
+    RegionRecord,
+    VolumeRecord,
+)
+from freezeframe.image.writer import ImageWriter
+from freezeframe.repo.repository import Repository
+from freezeframe.repo.snapshots import Snapshot
+from freezeframe.repo.writer import BlobWriter
+from freezeframe.system.disks import describe_source
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """What a backup made."""
+
+    snapshot: Snapshot
+    manifest: Manifest
+    #: Bytes that could not be read and are zeros in the image.
+    unreadable: int
+
+
+def backup_offline(
+    repository: Repository,
+    paths: Sequence[str],
+    progress: Progress,
+    *,
+    everything: bool = False,
+    threads: int | None = None,
+    clock: Clock | None = None,
+) -> BackupResult:
+    """Image disks with exclusive access, all of them in one image.
+
+    Raises `SourceBusy` where one is in use; whatever fails, no image appears.
+    """
+    if not paths:
+        raise UsageError(
+            "no disk to image was named",
+            hint="name devices or disk image files; `freezeframe disks` lists this machine's",
+        )
+    clock = clock or SystemClock()
+    begun, created = clock.monotonic(), clock.now()
+    with ExitStack() as stack:
+        sources = [_open(path, stack) for path in _without_repeats(paths)]
+        stack.enter_context(repository.lock())
+        index = index_for_writing(repository, progress)
+        plans = plan_disks(sources, everything=everything)
+        for plan in plans:
+            _tell(plan, progress)
+        writer = stack.enter_context(BlobWriter(repository, index))
+        image = ImageWriter(repository, writer, [plan.layout.size for plan in plans])
+        progress.start("image", sum(plan.to_read.total for plan in plans))
+        unreadable = store_chunks(plans, image, progress, threads=threads)
+        writer.flush()
+        manifest = Manifest(
+            format=manifests.FORMAT,
+            program=f"freezeframe {freezeframe.__version__}",
+            created=created,
+            mode=Mode.OFFLINE,
+            host=this_host(),
+            disks=tuple(disk_record(plan, unreadable, number) for number, plan in enumerate(plans)),
+            proof=Proof(
+                bytes_read=sum(plan.to_read.total for plan in plans) - unreadable.total,
+                bytes_new=writer.stats.plain_bytes,
+                bytes_stored=writer.stats.stored_bytes,
+                seconds=round(clock.monotonic() - begun, 3),
+                unreadable_bytes=unreadable.total,
+            ),
+        )
+        snapshot = image.commit(
+            manifest, [plan.used for plan in plans], {plan.name: pieces(plan) for plan in plans}
+        )
+    return BackupResult(snapshot, manifest, unreadable.total)
+
+
+def _without_repeats(paths: Sequence[str]) -> list[str]:
+    """Drop a disk that is named twice, by whatever names."""
+    return list({str(Path(path).resolve()): path for path in paths}.values())
+
+
+def _open(path: str, stack: ExitStack) -> Source:
+    reader = stack.enter_context(open_source(path))
+    about = describe_source(path)
+    return Source(reader, str(Path(path).absolute()), about.model, about.serial)
+
+
+def _tell(plan: DiskPlan, progress: Progress) -> None:
+    """Say what an administrator must know before the image is made."""
+    for note in plan.layout.notes:
+        progress.note(f"{plan.name}: {note}")
+    for part in plan.regions:
+        for note in part.content.notes if part.content else ():
+            progress.note(f"{plan.name} {region_title(part)}: {note}")
+
+
+def region_title(part: PlannedRegion) -> str:
+    """Name a region as messages do: `partition 2 (ext4)`."""
+    content = f" ({part.content.kind})" if part.content else ""
+    number = f" {part.region.number}" if part.region.number else ""
+    return f"{part.region.role.value}{number}{content}"
+
+
+# -- from plans to records ------------------------------------------------------------
+
+
+def this_host() -> Host:
+    """Describe the machine the program runs on."""
+    try:
+        machine_id = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except OSError:
+        machine_id = ""
+    try:
+        system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        system = ""
+    return Host(
+        name=platform.node(), kernel=platform.release(), system=system, machine_id=machine_id
+    )
+
+
+def disk_record(plan: DiskPlan, unreadable: Unreadable, number: int) -> DiskRecord:
+    """Write down one disk as it was imaged."""
+    return DiskRecord(
+        name=plan.name,
+        path=plan.source.path,
+        size=plan.layout.size,
+        sector=plan.layout.sector,
+        table=plan.layout.table.value,
+        disk_id=plan.layout.disk_id,
+        model=plan.source.model,
+        serial=plan.source.serial,
+        segment=SEGMENT,
+        used=plan.used.total,
+        regions=tuple(region_record(part) for part in plan.regions),
+        unreadable=manifests.pairs(unreadable.of(number)),
+        notes=plan.layout.notes,
+    )
+
+
+def region_record(part: PlannedRegion) -> RegionRecord:
+    """Write down one region."""
+    region, content = part.region, part.content or UsedMap("", part.used, True)
+    return RegionRecord(
+        role=region.role.value,
+        start=region.start,
+        length=region.length,
+        number=region.number,
+        type_code=region.type_code,
+        type_name=region.type_name,
+        name=region.name,
+        uuid=region.uuid,
+        bootable=region.bootable,
+        content=content.kind,
+        label=content.label,
+        content_uuid=content.uuid,
+        block_size=content.block_size,
+        used=part.used.total,
+        understood=content.understood,
+        notes=content.notes,
+        volumes=tuple(
+            VolumeRecord(
+                name=name,
+                content=inner.kind,
+                size=inner.span,
+                used=inner.used.total,
+                label=inner.label,
+                content_uuid=inner.uuid,
+                understood=inner.understood,
+                notes=inner.notes,
+            )
+            for name, inner in content.inside.items()
+        ),
+    )
+
+
+def pieces(plan: DiskPlan) -> dict[str, bytes]:
+    """Collect the files of `layout/<disk>`: of the table, and of what is in the partitions."""
+    found = dict(plan.layout.pieces)
+    for part in plan.regions:
+        for name, data in (part.content.pieces if part.content else {}).items():
+            found[f"{part.region.role.value}-{part.region.number}-{name}"] = data
+    return found

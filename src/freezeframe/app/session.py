@@ -1,0 +1,60 @@
+"""Open a repository as the user named it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.progress import Progress, Silent
+from freezeframe.image.reader import ImageReader, find_image, images
+from freezeframe.repo.index import Index
+from freezeframe.repo.repository import Repository, open_repository
+from freezeframe.repo.snapshots import Snapshot
+from freezeframe.store.open import open_store
+
+
+def open_at(location: str, password: str) -> Repository:
+    """Open the repository at a place. Raises `NoRepository`, `WrongPassword` and their like."""
+    return open_repository(open_store(location), password)
+
+
+@contextmanager
+def opened_images(
+    repository: Repository, names: Sequence[str], progress: Progress | None = None
+) -> Iterator[tuple[ImageReader, ...]]:
+    """Hold a shared lock and open the named images."""
+    with repository.lock():
+        index = repository.load_index(progress or Silent())
+        found = [find_image(repository, name) for name in names]
+        yield tuple(ImageReader(repository, index, snapshot) for snapshot in found)
+
+
+@contextmanager
+def listed_images(
+    repository: Repository, names: Sequence[str] = (), progress: Progress | None = None
+) -> Iterator[list[tuple[Snapshot, ImageReader | FreezeframeError]]]:
+    """Hold a shared lock and open the named images, all where none is named.
+
+    One that is damaged gives its error, and the others are there all the same.
+    """
+    with repository.lock():
+        index = repository.load_index(progress or Silent())
+        found = [find_image(repository, name) for name in names] or images(repository)
+        yield [(snapshot, _open(repository, index, snapshot)) for snapshot in found]
+
+
+def _open(
+    repository: Repository, index: Index, snapshot: Snapshot
+) -> ImageReader | FreezeframeError:
+    try:
+        return ImageReader(repository, index, snapshot)
+    except FreezeframeError as error:
+        return error
+
+
+def index_for_writing(repository: Repository, progress: Progress) -> Index:
+    """Load the index and forget what lies in packs that are gone, so that it is stored anew."""
+    index = repository.load_index(progress)
+    index.drop_missing_packs(repository.pack_names())
+    return index

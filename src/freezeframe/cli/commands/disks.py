@@ -1,0 +1,41 @@
+"""`freezeframe disks`."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+from rich.text import Text
+
+from freezeframe.app.disks import examine_disks
+from freezeframe.cli.options import Session, common
+from freezeframe.cli.picture import disk_picture
+
+
+@click.command("disks")
+@click.argument("paths", nargs=-1, metavar="[DISK]…")
+@common
+def command(session: Session, paths: tuple[str, ...]) -> None:
+    """Draw the machine's disks (or those named): regions, use, and how each would be taken."""
+    output = session.output
+    first = True
+    for disk in examine_disks(paths):
+        output.record(
+            "disk",
+            {
+                "path": disk.path,
+                "state": disk.state,
+                "holders": list(disk.holders),
+                "disk": msgspec.to_builtins(disk.record) if disk.record else None,
+            },
+        )
+        if not first:
+            output.show("")
+        first = False
+        if disk.record is not None:
+            output.show(disk_picture(disk.record, taken=disk.state))
+        else:
+            output.show(Text(f"{disk.path}  {disk.state}"))
+        for holder in disk.holders:
+            output.show(Text(f"  in use: {holder}"))
+    if first:
+        output.show("no disks were found")

@@ -1,0 +1,88 @@
+"""`freezeframe images` and `freezeframe show`."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from freezeframe.app.session import listed_images, opened_images
+from freezeframe.cli.options import Session, common
+from freezeframe.cli.picture import disk_picture
+from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.units import human_size, human_time
+from freezeframe.image.reader import ImageReader
+
+
+@click.command("images")
+@common
+def images(session: Session) -> None:
+    """List the images of a repository, oldest first."""
+    repository = session.settings.repository()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("image", "time", "host", "mode", "size", "used", "disks"):
+        table.add_column(heading, justify="right" if heading in ("size", "used") else "left")
+    with listed_images(repository) as found:
+        for snapshot, image in found:
+            if isinstance(image, FreezeframeError):
+                session.output.record("damaged", {"id": snapshot.id, "text": image.message})
+                table.add_row(snapshot.short_id, "", "", "damaged", "", "", Text(image.message))
+                continue
+            manifest = image.manifest
+            size = sum(disk.size for disk in manifest.disks)
+            used = sum(disk.used for disk in manifest.disks)
+            session.output.record("image", _fields(image))
+            table.add_row(
+                image.snapshot.short_id,
+                f"{manifest.created:%Y-%m-%d %H:%M:%S}",
+                Text(manifest.host.name),
+                manifest.mode.value,
+                human_size(size),
+                human_size(used),
+                Text(", ".join(disk.path for disk in manifest.disks)),
+            )
+    if table.row_count:
+        session.output.show(table)
+    else:
+        session.output.show("no images yet")
+
+
+@click.command("show")
+@click.argument("image")
+@common
+def show(session: Session, image: str) -> None:
+    """Show one image: its disks drawn, what each region is, and how it was taken."""
+    repository = session.settings.repository()
+    with opened_images(repository, (image,)) as (found,):
+        session.output.record("image", _fields(found))
+        manifest, output = found.manifest, session.output
+        proof = manifest.proof
+        output.show(
+            Text(
+                f"image {found.snapshot.id}\n{manifest.created:%Y-%m-%d %H:%M:%S %z}"
+                f" · {manifest.mode.value} · {manifest.host.name}"
+                f" · {manifest.host.system} · {manifest.program}"
+            )
+        )
+        for disk in manifest.disks:
+            output.show("")
+            output.show(disk_picture(disk))
+            for start, stop in disk.unreadable:
+                output.show(f"! bytes {start}-{stop - 1} could not be read and are zeros")
+            for note in disk.notes:
+                output.show(Text(f"· {note}"))
+            for region in disk.regions:
+                for note in region.notes:
+                    output.show(Text(f"· {region.role} {region.number or ''}: {note}"))
+        output.show("")
+        output.show(
+            f"proof: read {human_size(proof.bytes_read)} in {human_time(proof.seconds)};"
+            f" {human_size(proof.bytes_new)} were new, stored as {human_size(proof.bytes_stored)};"
+            f" unreadable: {human_size(proof.unreadable_bytes)}"
+        )
+
+
+def _fields(image: ImageReader) -> dict[str, object]:
+    manifest: object = msgspec.to_builtins(image.manifest)
+    return {"id": image.snapshot.id, "tree": image.snapshot.tree, "manifest": manifest}

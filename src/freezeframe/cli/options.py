@@ -1,0 +1,154 @@
+"""Options every command takes, before or after its name, and where passwords come from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Concatenate, ParamSpec
+
+import click
+
+from freezeframe.app.session import open_at
+from freezeframe.cli.output import Output
+from freezeframe.core.errors import UsageError
+from freezeframe.repo.repository import Repository
+from freezeframe.system.run import run
+
+Parameters = ParamSpec("Parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the common options said."""
+
+    repo: str | None = None
+    password_file: str | None = None
+    password_command: str | None = None
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def location(self) -> str:
+        """Return where the repository is. Raises `UsageError` where nobody said."""
+        place = self.repo or _environment("REPOSITORY")
+        if not place:
+            raise UsageError(
+                "no repository was named",
+                hint="say where with -r, or set FREEZEFRAME_REPOSITORY",
+            )
+        return place
+
+    def password(self, *, confirm: bool = False) -> str:
+        """Return the password, from the first place that has one; ask where a person can answer.
+
+        Order: options, FREEZEFRAME_PASSWORD, …_FILE, …_COMMAND, then restic's names for them.
+        """
+        if self.password_file:
+            return _from_file(self.password_file)
+        if self.password_command:
+            return _from_command(self.password_command)
+        for prefix in ("FREEZEFRAME_", "RESTIC_"):
+            if (value := os.environ.get(f"{prefix}PASSWORD")) is not None:
+                return value
+            if place := os.environ.get(f"{prefix}PASSWORD_FILE"):
+                return _from_file(place)
+            if command := os.environ.get(f"{prefix}PASSWORD_COMMAND"):
+                return _from_command(command)
+        if not sys.stdin.isatty() or self.json:
+            raise UsageError(
+                "no password was given",
+                hint="set FREEZEFRAME_PASSWORD or …_FILE or …_COMMAND, or use --password-file",
+            )
+        answer: str = click.prompt(
+            "password of the repository", hide_input=True, err=True, confirmation_prompt=confirm
+        )
+        return answer
+
+    def repository(self) -> Repository:
+        """Open the repository."""
+        return open_at(self.location(), self.password())
+
+
+def _environment(name: str) -> str | None:
+    """Return a variable of ours, or restic's where ours is unset."""
+    return os.environ.get(f"FREEZEFRAME_{name}") or os.environ.get(f"RESTIC_{name}")
+
+
+def _from_file(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the password file {path} cannot be read: {error.strerror}") from error
+    return text.rstrip("\r\n")
+
+
+def _from_command(command: str) -> str:
+    words = shlex.split(command)
+    if not words:
+        raise UsageError("the password command is empty")
+    return run(words, purpose="to get the password").stdout.decode().rstrip("\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command works with: its settings and where it prints."""
+
+    settings: Settings
+    output: Output
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: str | bool | None) -> None:
+    """Keep a common option; what stands after the command's name wins."""
+    settings = context.obj if isinstance(context.obj, Settings) else Settings()
+    if value and parameter.name:
+        changed: dict[str, str | bool] = {parameter.name: value}
+        settings = Settings(**{**asdict(settings), **changed})
+    context.obj = settings
+
+
+class _Common(click.Option):
+    """An option of every command: remembered, not handed to the command's function."""
+
+    def __init__(self, names: Sequence[str], text: str, *, metavar: str | None = None) -> None:
+        super().__init__(
+            names,
+            help=text,
+            metavar=metavar,
+            is_flag=metavar is None,
+            expose_value=False,
+            callback=_remember,
+        )
+
+
+def common_options() -> list[click.Parameter]:
+    """Return the options that all commands take, and the program itself."""
+    return [
+        _Common(("-r", "--repo"), "The repository (FREEZEFRAME_REPOSITORY).", metavar="PLACE"),
+        _Common(("--password-file",), "Read the password from a file.", metavar="FILE"),
+        _Common(("--password-command",), "Take what a command prints.", metavar="COMMAND"),
+        _Common(("--json",), "Print one JSON object a line."),
+        _Common(("-q", "--quiet"), "Print results and errors only."),
+        _Common(("-v", "--verbose"), "Say which programs are run."),
+    ]
+
+
+def common(
+    command: Callable[Concatenate[Session, Parameters], None],
+) -> Callable[Parameters, None]:
+    """Give a command a `Session` as its first parameter, and the common options."""
+
+    @functools.wraps(command)
+    def inner(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        context = click.get_current_context()
+        settings = context.obj if isinstance(context.obj, Settings) else Settings()
+        with Output(json=settings.json, quiet=settings.quiet, verbose=settings.verbose) as output:
+            command(Session(settings, output), *args, **kwargs)
+
+    # As click's own decorators leave their options: last first.
+    inner.__dict__["__click_params__"] = common_options()[::-1]
+    return inner

@@ -1,0 +1,190 @@
+"""The manifest: what an image says of itself, `freezeframe.json` at its root.
+
+Format 1. A reader accepts its own format and older ones, and refuses newer ones with a
+clear word; unknown fields are ignored, so that a newer program may add some without a new
+format. All offsets and lengths are bytes from the start of the disk.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+
+import msgspec
+
+from freezeframe.core.errors import FreezeframeError, RepositoryDamaged
+from freezeframe.core.extents import Extents
+
+FORMAT = 1
+NAME = "freezeframe.json"
+#: Every image's snapshot carries it; that is how images are told from other snapshots.
+TAG = "freezeframe"
+
+
+class Mode(enum.StrEnum):
+    """How an image was taken."""
+
+    OFFLINE = "offline"
+    ONLINE = "online"
+
+
+class Consistency(enum.StrEnum):
+    """What may be said of a region's content."""
+
+    #: Nothing else could write while it was read.
+    EXCLUSIVE = "exclusive"
+    FROZEN = "frozen"
+    APPLICATION = "application-consistent"
+    CRASH = "crash-consistent"
+
+
+class RegionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One region of a disk, and what was known of it."""
+
+    role: str
+    start: int
+    length: int
+    number: int = 0
+    type_code: str = ""
+    type_name: str = ""
+    name: str = ""
+    uuid: str = ""
+    bootable: bool = False
+    #: What is in it: `ext4`, `swap`, `unknown`; empty for tables and gaps.
+    content: str = ""
+    label: str = ""
+    content_uuid: str = ""
+    block_size: int = 0
+    #: Bytes of it that the image holds.
+    used: int = 0
+    #: False: the structures were not understood, so all of it was taken as used.
+    understood: bool = True
+    consistency: Consistency = Consistency.EXCLUSIVE
+    notes: tuple[str, ...] = ()
+    #: Volumes inside (LVM), for display.
+    volumes: tuple[VolumeRecord, ...] = ()
+
+
+class VolumeRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One volume inside a region."""
+
+    name: str
+    content: str
+    size: int = 0
+    used: int = 0
+    label: str = ""
+    content_uuid: str = ""
+    understood: bool = True
+    notes: tuple[str, ...] = ()
+
+
+class DiskRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One disk of an image."""
+
+    #: Its folder in the image: `disks/<name>`.
+    name: str
+    #: The device or file it was read from.
+    path: str
+    size: int
+    sector: int
+    table: str
+    disk_id: str = ""
+    model: str = ""
+    serial: str = ""
+    #: Bytes of a segment (one file `disks/<name>/<number>/data`).
+    segment: int
+    #: Bytes the image holds; the rest reads as zeros.
+    used: int
+    regions: tuple[RegionRecord, ...]
+    #: [start, stop) of what could not be read, and reads as zeros.
+    unreadable: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def region_at(self, offset: int) -> RegionRecord | None:
+        """Return the region a byte lies in."""
+        for region in self.regions:
+            if region.start <= offset < region.start + region.length:
+                return region
+        return None
+
+    def partition(self, number: int) -> RegionRecord | None:
+        """Return the partition with that number."""
+        for region in self.regions:
+            if region.role == "partition" and region.number == number:
+                return region
+        return None
+
+
+class Host(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The machine an image was made on."""
+
+    name: str
+    kernel: str = ""
+    system: str = ""
+    machine_id: str = ""
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """The evidence: what was read and how long it took."""
+
+    bytes_read: int = 0
+    bytes_new: int = 0
+    bytes_stored: int = 0
+    seconds: float = 0.0
+    unreadable_bytes: int = 0
+
+
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """All of an image but its bytes."""
+
+    format: int
+    program: str
+    created: dt.datetime
+    mode: Mode
+    host: Host
+    disks: tuple[DiskRecord, ...]
+    proof: Proof = Proof()
+
+    def disk(self, name: str) -> DiskRecord | None:
+        """Return the disk with that name, or that was read from that path."""
+        for disk in self.disks:
+            if name in (disk.name, disk.path):
+                return disk
+        return None
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Write a manifest as indented JSON, so that people may read it without us."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode(data: bytes, image: str) -> Manifest:
+    """Read a manifest.
+
+    Raises `RepositoryDamaged` where it is no manifest, `FreezeframeError` where its format
+    is newer than this program.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).format
+        if version > FORMAT:
+            raise FreezeframeError(
+                f"image {image} has format {version}; this program reads up to {FORMAT}",
+                hint="use a newer freezeframe",
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise RepositoryDamaged("image", image, f"its {NAME} is not a manifest: {error}") from error
+
+
+def pairs(extents: Extents) -> tuple[tuple[int, int], ...]:
+    """Write extents as they stand in the manifest."""
+    return tuple(extents)
+
+
+def schema() -> bytes:
+    """Return the JSON schema of the manifest, as docs/manifest.schema.json holds it."""
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Manifest)), indent=2) + b"\n"

@@ -1,0 +1,76 @@
+"""Threads that share a stream of work: bounded, and the first failure stops all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+def default_threads() -> int:
+    """One thread a core, and one more so that a core has work while a thread waits for a disk."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+class _Stream(Generic[Item]):
+    """An iterator many threads may take from, that can be stopped."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self._lock = threading.Lock()
+        self.stopped = threading.Event()
+
+    def take(self) -> tuple[Item] | None:
+        """Return the next item in a tuple of one, or None at the end."""
+        with self._lock:
+            if self.stopped.is_set():
+                return None
+            for item in self._items:
+                return (item,)
+            return None
+
+
+def run_workers(
+    items: Iterable[Item],
+    make_worker: Callable[[], Callable[[Item], None]],
+    *,
+    threads: int | None = None,
+) -> None:
+    """Call a worker for every item, in several threads, in no order to rely on.
+
+    `make_worker` is called once in each thread, so that each has contexts and buffers of its
+    own; nothing is queued, so what is in memory is what the workers hold. The first failure
+    stops all: it is raised when every thread has ended, as it is where it is the only one, in
+    an `ExceptionGroup` with the others otherwise. Ctrl-C in the calling thread stops them too.
+    """
+    stream = _Stream(iter(items))
+    errors: list[Exception] = []
+
+    def body() -> None:
+        try:
+            worker = make_worker()
+            while (taken := stream.take()) is not None:
+                worker(taken[0])
+        except Exception as error:
+            stream.stopped.set()
+            errors.append(error)
+
+    count = threads or default_threads()
+    pool = [threading.Thread(target=body, name=f"worker-{n}", daemon=True) for n in range(count)]
+    for thread in pool:
+        thread.start()
+    try:
+        for thread in pool:
+            thread.join()
+    except BaseException:
+        stream.stopped.set()
+        for thread in pool:
+            thread.join()
+        raise
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup("several workers failed", errors)
