@@ -31,6 +31,7 @@ from freezeframe.core.units import human_size, human_time
 #: Seconds between progress lines where there is no terminal, and between JSON status objects.
 _PLAIN_EVERY = 10.0
 _JSON_EVERY = 1.0
+_PIPE_WIDTH = 160
 
 JsonValue = object
 
@@ -41,7 +42,9 @@ class Output:
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json = json
         self.quiet = quiet
-        self.console = Console(highlight=False, soft_wrap=True)
+        # A pipe or file has no width: wide enough that tables stay in one piece.
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        self.console = Console(highlight=False, soft_wrap=True, width=width)
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._stage: _Stage | None = None
