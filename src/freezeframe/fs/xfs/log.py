@@ -42,6 +42,10 @@ class _Log:
         return int(_cycles(self.read(sector, 1))[0])
 
 
+def _first_words(data: bytes) -> Int64Array:
+    return np.frombuffer(data, ">u4").reshape(-1, LOG_SECTOR // 4)[:, 0].astype(np.int64)
+
+
 def _cycles(data: bytes) -> Int64Array:
     words = np.frombuffer(data, ">u4").reshape(-1, LOG_SECTOR // 4)
     return np.where(words[:, 0] == structs.LOG_MAGIC, words[:, 1], words[:, 0]).astype(np.int64)
@@ -57,6 +61,8 @@ def verify_log_clean(reader: Reader, offset: int, length: int, uuid: bytes) -> N
     if first == 0:
         _verify_zero(log)
         return
+    if _is_formatted(log, first, last, uuid):
+        return
     head = log.sectors if first == last else _find_head(log, first, last)
     window = min(_WINDOW, log.sectors)
     start = (head - window) % log.sectors
@@ -66,7 +72,36 @@ def verify_log_clean(reader: Reader, offset: int, length: int, uuid: bytes) -> N
     wrapped = max(0, window - head)
     if (cycles[wrapped:] != first).any() or (cycles[:wrapped] != last).any():
         raise NotUnderstood("the XFS log has unfinished writes: it was not unmounted cleanly")
-    _verify_unmount(data, start, log.sectors, uuid)
+    headers = np.flatnonzero(_first_words(data) == structs.LOG_MAGIC)
+    if not len(headers):
+        raise NotUnderstood("the XFS log has no record before its head")
+    record = int(headers[-1])
+    place = (start + record) % log.sectors
+    _verify_unmount(data[record * LOG_SECTOR :], place, uuid)
+
+
+def _is_formatted(log: _Log, first: int, last: int, uuid: bytes) -> bool:
+    """Whether xfs_repair or xfs_admin wrote this log anew, and nobody wrote to it since.
+
+    They put an unmount record without a checksum at the start, and records of the cycle
+    before from some way on. Zeros lie between, which no mounted filesystem leaves in a log
+    that went round; its first record goes to the start.
+    """
+    if last != first - 1 or not last:
+        return False
+    window = min(_WINDOW, log.sectors)
+    data = log.read(0, window)
+    words = _first_words(data)
+    if words[0] != structs.LOG_MAGIC or any(data[structs.LOG_CHECKSUM :][:4]):
+        return False
+    zeros = np.flatnonzero(words == 0)
+    if not len(zeros):
+        return False
+    begin, end = int(zeros[0]), int(zeros[-1]) + 1
+    if any(data[begin * LOG_SECTOR : end * LOG_SECTOR]) or (_cycles(data)[end:] != last).any():
+        return False
+    _verify_unmount(data[: begin * LOG_SECTOR], 0, uuid)
+    return True
 
 
 def _verify_zero(log: _Log) -> None:
@@ -93,17 +128,12 @@ def _find_head(log: _Log, first: int, last: int) -> int:
     return high
 
 
-def _verify_unmount(data: bytes, start: int, sectors: int, uuid: bytes) -> None:
-    """Check that the last record in `data`, sectors from `start` to the head, is an unmount."""
-    words = np.frombuffer(data, ">u4").reshape(-1, LOG_SECTOR // 4)
-    headers = np.flatnonzero(words[:, 0] == structs.LOG_MAGIC)
-    if not len(headers):
-        raise NotUnderstood("the XFS log has no record before its head")
-    record = data[int(headers[-1]) * LOG_SECTOR :]
-    _, cycle, version, length, place, _, checksum, _, operations = structs.LOG_HEADER.unpack_from(
+def _verify_unmount(record: bytes, place: int, uuid: bytes) -> None:
+    """Check that `record` is one unmount record, all of it, and belongs at sector `place`."""
+    _, cycle, version, length, own_place, _, checksum, _, operations = structs.LOG_HEADER.unpack_from(
         record
     )
-    if place != cycle << 32 | (start + int(headers[-1])) % sectors:
+    if own_place != cycle << 32 | place:
         raise NotUnderstood("the last record of the XFS log is not where it says")
     owner = record[structs.LOG_HEADER_UUID : structs.LOG_HEADER_UUID + 16]
     if any(owner) and owner != uuid:

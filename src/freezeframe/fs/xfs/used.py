@@ -18,7 +18,6 @@ from freezeframe.fs.base import Peers, UsedMap
 from freezeframe.fs.bulk import MOST_RANGES
 from freezeframe.fs.xfs import structs
 from freezeframe.fs.xfs.freespace import (
-    GroupFree,
     checksums_match,
     group_length,
     header_blocks,
