@@ -17,7 +17,9 @@ from pathlib import Path
 
 import index
 from disk import make_disk
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import GIB, human_size
+from measure import StepFailed
 from peers import (
     FREEZEFRAME,
     STEPS,
@@ -38,7 +40,7 @@ _INDEX = "index"
 
 
 def main() -> int:
-    """Measure, print, write; 0 if all targets are met."""
+    """Measure, print, write; 0 if all targets are met, 1 if not."""
     options = _options()
     words = set(options.only.split(",")) if options.only else set()
     known = {*_STAGES, _INDEX, *(step.tool for step in STEPS)}
@@ -128,4 +130,7 @@ def _with_large_index(bench: Bench, results: Results, chunks: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (StepFailed, FreezeframeError) as error:
+        sys.exit(str(error))
