@@ -271,6 +271,7 @@ def test_a_device_is_a_target_too(tmp_path: Path, sector: int) -> None:
         with open_source(device) as layout_reader:
             layout = capture(layout_reader, device)
     assert layout.sector == sector
+    assert b"\nunit: sectors\n" in layout.pieces["sfdisk.dump"]
     assert [(p.number, p.start, p.length, p.uuid) for p in layout.partitions] == [
         (row["number"], row["start"], row["length"], row["uuid"]) for row in wanted
     ]

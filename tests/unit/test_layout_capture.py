@@ -165,9 +165,12 @@ def test_a_large_number_of_entries(tmp_path: Path) -> None:
     path = tmp_path / "many.img"
     with path.open("wb") as file:
         file.truncate(SIZE)
-    run(("sgdisk", "-S", "300", str(path)))
-    for number in (1, 129, 296):
-        run(("sgdisk", "-n", f"{number}:0:+1M", "-c", f"{number}:n{number}", str(path)))
+    new = [
+        word
+        for number in (1, 129, 296)
+        for word in ("-n", f"{number}:0:+1M", "-c", f"{number}:n{number}")
+    ]
+    run(("sgdisk", "-S", "300", *new, str(path)))
     disk = in_memory(path)
     layout = capture(disk)
     check_tiling(layout, disk)
@@ -461,6 +464,46 @@ def test_a_boot_sector_that_is_a_table_too_keeps_everything(tmp_path: Path) -> N
     layout = capture(disk)
     assert layout.table is Table.NONE
     assert layout.used_outside.covers(0, 8 * MIB)
+
+
+@pytest.mark.parametrize("label", ["sun", "sgi"])
+def test_other_tables_keep_everything(tmp_path: Path, label: str) -> None:
+    path = make_table(tmp_path / "other.img", 20 * MIB, f"label: {label}\nsize=9MiB\n")
+    layout = capture(in_memory(path))
+    assert layout.table is Table.NONE
+    assert layout.used_outside.covers(0, 20 * MIB)
+    assert label in layout.notes[0].lower()
+
+
+@pytest.mark.parametrize("label", ["mac", "bsd"])
+def test_other_tables_by_parted(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "other.img"
+    with path.open("wb") as file:
+        file.truncate(20 * MIB)
+    run(("parted", "-s", str(path), "mklabel", label))
+    layout = capture(in_memory(path))
+    assert layout.used_outside.covers(0, 20 * MIB)
+
+
+def test_a_member_of_an_array_keeps_everything(gpt: Path) -> None:
+    for offset, magic in ((SIZE - 8192, 0xA92B4EFC), (SIZE - 65536, 0xA92B4EFC)):
+        disk = in_memory(gpt)
+        disk.write_at(offset, magic.to_bytes(4, "little"))
+        layout = capture(disk)
+        check_tiling(layout, disk)
+        assert len(layout.partitions) == 3
+        assert layout.used_outside.covers(0, SIZE)
+        assert "member of an array" in layout.notes[-1]
+
+
+def test_a_last_partition_in_an_array_is_none_of_the_disk(tmp_path: Path) -> None:
+    path = make_table(tmp_path / "fd.img", SIZE, "label: dos\nsize=2MiB\ntype=fd\n")
+    with path.open("r+b") as file:
+        file.seek(SIZE - 65536)
+        file.write(bytes.fromhex("fc4e2ba9"))
+    layout = capture(in_memory(path))
+    assert layout.notes == ()
+    assert layout.used_outside.total < MIB
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 1023, 1024, 1536, 5000])

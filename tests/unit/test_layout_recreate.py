@@ -1,13 +1,16 @@
 """Tables of restored disks on other sizes, judged by sgdisk, sfdisk, partx and blkid."""
 
+import contextlib
+import itertools
 import json
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freezeframe.core.errors import TargetUnsuitable
+from freezeframe.core.errors import FreezeframeError, TargetUnsuitable
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Silent
 from freezeframe.core.units import MIB
@@ -15,6 +18,7 @@ from freezeframe.layout import structs
 from freezeframe.layout.base import DiskLayout, Table
 from freezeframe.layout.capture import capture
 from freezeframe.layout.recreate import RecreatePlan, execute_recreate, plan_recreate
+from freezeframe.layout.rewrite import table_patches
 from freezeframe.system.run import run
 from freezeframe.testing.layouts import edit_gpt, in_memory, make_table, sfdisk_partitions
 
@@ -357,6 +361,39 @@ def test_a_target_without_the_table_is_refused(tmp_path: Path) -> None:
         file.truncate(SIZE)
     with pytest.raises(TargetUnsuitable, match="the plan was made for"):
         execute_recreate(plan, str(target), Silent())
+
+
+def test_a_table_that_was_wrong_already_stays_as_it_is(tmp_path: Path) -> None:
+    source, target = make_disk(tmp_path, "gpt"), tmp_path / "target.img"
+    with source.open("r+b") as file:
+        file.truncate(10 * MIB)
+    _, plan = plan_for(source, 11 * MIB)
+    (note,) = restore(source, plan, target)
+    assert "partition 3 passes the end" in note
+    assert target.read_bytes()[: 10 * MIB] == source.read_bytes()
+
+
+def test_no_damaged_table_is_too_much(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    for kind in ("hybrid", "mbr"):
+        source = make_disk(tmp_path, kind)
+        disk = in_memory(source)
+        layout, plan = plan_for(source, SIZE, grow=True)
+        ends = [r.start for r in layout.regions if r.type_name == "EBR"] or [512, 1024]
+        places = [440, 446, 462, *(at + 440 for at in ends)]
+        clean = disk.read_at(0, 12 * MIB)
+        for _ in range(100):
+            for at in rng.choices(places, k=3):
+                disk.write_at(at + rng.randrange(72), bytes([rng.choice((0, 5, 15, 255, 128))]))
+            if kind == "hybrid":
+                wide = rng.choice((0, 33, 1 << 31, 1 << 62, (1 << 64) - 1))
+                edit_gpt(disk, header={rng.choice((5, 6, 7, 8)): wide})
+            for old_size in (SIZE, 2 * SIZE, 16 * MIB):
+                with contextlib.suppress(FreezeframeError):
+                    groups = table_patches(disk, kind == "hybrid", 512, old_size, plan.growth)
+                    for patch in itertools.chain(*groups):
+                        assert 0 <= patch.offset <= patch.offset + len(patch.data) <= SIZE
+            disk.write_at(0, clean)
 
 
 def test_foreign_fields_survive(tmp_path: Path) -> None:

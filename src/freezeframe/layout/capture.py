@@ -12,6 +12,7 @@ from freezeframe.core.errors import UnreadableRange
 from freezeframe.core.extents import Extents
 from freezeframe.layout import structs
 from freezeframe.layout.base import DiskLayout, Region, Role, Table
+from freezeframe.layout.foreign import array_member, foreign_table
 from freezeframe.layout.gaps import gap_content
 from freezeframe.layout.gpt import Gpt, looks_like_gpt, read_gpt
 from freezeframe.layout.mbr import (
@@ -76,7 +77,12 @@ def _whole(reader: Reader, sector: int, note: str = "", *, keep: bool = False) -
 
 
 def _without_table(reader: Reader, first: bytes) -> DiskLayout:
-    if is_boot_sector(first) or not any(looks_like_gpt(reader, size) for size in _SECTORS):
+    if is_boot_sector(first):
+        return _whole(reader, reader.sector)
+    if foreign := foreign_table(reader):
+        note = f"there is {foreign}, which is not looked into: all of the disk is kept as it is"
+        return _whole(reader, reader.sector, note, keep=True)
+    if not any(looks_like_gpt(reader, size) for size in _SECTORS):
         return _whole(reader, reader.sector)
     # Nothing that takes a disk as a whole leaves the signature there.
     note = (
@@ -257,6 +263,17 @@ def _opaque(parts: Sequence[Region], types: frozenset[str], size: int) -> Extent
     return on_disk(((p.start, p.stop) for p in parts if p.type_code in types), size)
 
 
+def _array_note(reader: Reader, regions: Sequence[Region]) -> list[str]:
+    """Say that the disk is a member of an array, if it is and not just its last partition."""
+    offset, array = array_member(reader)
+    if not array or any(r.start <= offset < r.stop for r in regions if r.role is Role.PARTITION):
+        return []
+    return [
+        f"the disk is a member of an array ({array}), which may lay out its partitions"
+        " otherwise: all of the disk is kept as it is"
+    ]
+
+
 def _finish(
     reader: Reader,
     path: str | None,
@@ -271,6 +288,9 @@ def _finish(
     tables = Extents.of((r.start, r.stop) for r in tiling.regions if r.role is Role.TABLE)
     content, dropped = gap_content(reader, tiling.regions, keep_all=keep_gaps, why=why)
     used = tables | content | tiling.unclear | layout.used_outside
+    array = _array_note(reader, tiling.regions)
+    if array:
+        used, dropped = Extents.single(0, size), array
     pieces = dict(layout.pieces)
     pieces |= boot_gap_piece(reader, tiling.regions, content)
     dump, no_dump = sfdisk_dump(path, layout.sector)

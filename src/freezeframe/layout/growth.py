@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.errors import FreezeframeError, ToolFailed
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 
 #: `e2fsck -p`: nothing to do, or all repaired.
 _E2FSCK_FINE = (0, 1)
+#: A daemon (udev, an indexer) may look at a fresh mount for a moment.
+_UMOUNT_TRIES = 20
 #: Where the superblock of btrfs lies, and its id in it.
 _BTRFS_ID_AT = 65536 + 32
 _BTRFS_DEVICES_AT = 65536 + 136
@@ -86,7 +89,19 @@ def _mounted(device: str, kind: str, *options: str) -> Iterator[str]:
         finally:
             # Asked of the kernel rather than remembered: Ctrl-C may come between.
             if Path(folder).is_mount():
-                run(("umount", folder))
+                _unmount(folder)
+
+
+def _unmount(folder: str) -> None:
+    """Unmount, waiting a moment for whoever looks into it; in the end whoever does."""
+    for _ in range(_UMOUNT_TRIES):
+        try:
+            run(("umount", folder))
+        except ToolFailed:
+            time.sleep(0.1)
+        else:
+            return
+    run(("umount", "--lazy", folder))
 
 
 def _ext(device: str) -> None:
@@ -98,10 +113,9 @@ def _ext(device: str) -> None:
 
 def _xfs(device: str) -> None:
     # The disk it was imaged from may be mounted right now, with the same UUID.
-    with _mounted(device, "xfs", "-o", "nouuid") as folder:
+    with _mounted(device, "xfs", "-o", "nouuid") as folder, _left_alone("the kernel refused"):
         # One transaction of the kernel: it grows, or is as it was. btrfs likewise.
-        with _left_alone("the kernel refused"):
-            run(("xfs_growfs", "-d", folder))
+        run(("xfs_growfs", "-d", folder))
 
 
 def _btrfs(device: str) -> None:

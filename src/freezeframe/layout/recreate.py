@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from freezeframe.block.base import Writer
 from freezeframe.block.open import open_target
-from freezeframe.core.errors import TargetUnsuitable
+from freezeframe.core.errors import NotUnderstood, TargetUnsuitable
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import MIB, align_down, human_size
@@ -273,6 +274,7 @@ def execute_recreate(plan: RecreatePlan, path: str, progress: Progress) -> tuple
     does not hold the image's table, `ToolFailed` where a program failed halfway.
     """
     progress.start("fit the table", 0)
+    undone = []
     with open_target(path) as target:
         if target.size != plan.target_size:
             raise TargetUnsuitable(
@@ -281,14 +283,14 @@ def execute_recreate(plan: RecreatePlan, path: str, progress: Progress) -> tuple
         for start, stop in plan.clear:
             target.zero(start, stop - start)
         target.flush()
-        if plan.fit:
-            groups = table_patches(target, plan.is_gpt, plan.sector, plan.old_size, plan.growth)
-            for group in groups:
-                for patch in group:
-                    target.write_at(patch.offset, patch.data)
-                target.flush()
-    undone = []
-    if plan.filesystem:
+        try:
+            _fit(plan, target)
+        except NotUnderstood as error:
+            if plan.target_size < plan.old_size:
+                raise TargetUnsuitable(error.message) from error
+            # It is as it was on the imaged disk, and nothing is lost by that.
+            undone.append(f"the table is not fitted to the larger disk: {error.message}")
+    if plan.filesystem and not undone:
         progress.start(f"grow {plan.filesystem}", 0)
         try:
             grow_filesystem(path, plan.filesystem, *plan.filesystem_at, plan.sector)
@@ -298,3 +300,13 @@ def execute_recreate(plan: RecreatePlan, path: str, progress: Progress) -> tuple
     for note in undone:
         progress.note(note)
     return tuple(undone)
+
+
+def _fit(plan: RecreatePlan, target: Writer) -> None:
+    if not plan.fit:
+        return
+    groups = table_patches(target, plan.is_gpt, plan.sector, plan.old_size, plan.growth)
+    for group in groups:
+        for patch in group:
+            target.write_at(patch.offset, patch.data)
+        target.flush()

@@ -49,7 +49,8 @@ def table_patches(
     """Return what fits the tables to the target's size, with one partition grown or none.
 
     `target` holds the image's tables already; `old_size` is the imaged disk's, in bytes.
-    Raises `TargetUnsuitable` where no table is there or a partition passes the end.
+    Raises `TargetUnsuitable` where the image's table is not there, `NotUnderstood` where
+    it makes no sense on a disk of this size: a partition passes the end.
     """
     first = target.read_at(0, max(sector, structs.MBR_SIZE))
     entries = read_entries(first)
@@ -78,10 +79,10 @@ def _gpt_patches(
     changed = _with_entries(copy, entries)
     for part in changed.partitions():
         if part.stop > (last_usable + 1) * sector:
-            raise TargetUnsuitable(f"partition {part.number} passes the end of {target.name}")
+            raise NotUnderstood(f"partition {part.number} passes the end of {target.name}")
     entries_lba = copy.entries_lba if copy.lba == 1 else 2
     if copy.lba != 1 and entries_lba + room > copy.first_usable:
-        raise TargetUnsuitable(f"there is no room for a primary GPT on {target.name}")
+        raise NotUnderstood(f"there is no room for a primary GPT on {target.name}")
     backup = [
         Patch((last - room) * sector, _padded(entries, room * sector)),
         Patch(last * sector, _header(changed, last, 1, last - room, last_usable)),
@@ -216,7 +217,7 @@ def _mbr_patches(
         stop = min(extended.start + extended.count, end)
         if growth and growth.number > structs.MBR_ENTRY_COUNT:
             stop = max(stop, growth.new_stop // sector)
-        if stop != extended.start + extended.count:
+        if extended.start < stop != extended.start + extended.count:
             patches.append(_entry_patch(0, extended, stop - extended.start, 0))
     return [patches]
 
