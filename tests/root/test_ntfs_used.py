@@ -82,8 +82,8 @@ def prove(image: Path, tmp_path: Path) -> UsedMap:
     with fuse_mounted((*NTFS_3G, "-o", "ro"), kept, tmp_path / "b") as folder:
         assert tree_checksums(folder) == files
     # The boot sector's copy, at the very end, which drivers use when the first is lost.
-    sector = int.from_bytes(image.read_bytes()[11:13], "little")
     with image.open("rb") as one, kept.open("rb") as other:
+        sector = int.from_bytes(one.read(13)[11:], "little")
         start = result.span - sector
         one.seek(start)
         other.seek(start)

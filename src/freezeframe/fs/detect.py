@@ -11,7 +11,7 @@ import logging
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import FreezeframeError, NotUnderstood, UnreadableRange
 from freezeframe.core.extents import Extents
-from freezeframe.fs import exfat, ext, fat, luks, md, ntfs, swap
+from freezeframe.fs import btrfs, exfat, ext, fat, luks, md, ntfs, swap, xfs
 from freezeframe.fs.base import FilesystemKind, PeerList, Peers, UsedMap
 from freezeframe.fs.names import guessed, named
 
@@ -25,6 +25,8 @@ CONTAINERS: tuple[FilesystemKind, ...] = (md.KIND, luks.KIND)
 KINDS: tuple[FilesystemKind, ...] = (
     *CONTAINERS,
     ext.KIND,
+    xfs.KIND,
+    btrfs.KIND,
     ntfs.KIND,
     exfat.KIND,
     fat.KIND,

@@ -20,7 +20,7 @@ from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB, SECTOR
 from freezeframe.system.run import run
-from freezeframe.testing.attach import attached
+from freezeframe.system.loop import attached
 from freezeframe.testing.volumes import unmount
 
 _USED, _FREE = "+", "?"
@@ -113,7 +113,7 @@ def make_tree(
 
     Nested folders, small and large files, fragments; a third is deleted again. Options for
     what the filesystem cannot hold: `links` (hard and symbolic), `sparse`, `names` (long
-    ones and beyond ASCII). Ends with a sync of the files it wrote.
+    ones and beyond ASCII). All is on disk before some of it is deleted.
     """
     rng = random.Random(seed)
     sizes = [0, 1, 100, 700, 5 * KIB, 40 * KIB, 130 * KIB + 7, 600 * KIB]
@@ -142,11 +142,12 @@ def make_tree(
     if names:
         (root / ("long " * 40)).with_suffix(".txt").write_bytes(rng.randbytes(1234))
         (root / "größe-日本語-🧊").write_bytes(rng.randbytes(4321))
+    # Or a filesystem that allocates late would never have had the deleted ones.
+    run(("sync", "-f", str(root)))
     for path in gone:
         path.unlink()
     # Into the holes the deleted ones left, and beyond: fragmented.
     (root / "late").write_bytes(rng.randbytes(budget // 8))
-    os.sync()
 
 
 def tree_checksums(root: Path) -> dict[str, str]:

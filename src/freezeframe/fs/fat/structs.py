@@ -26,6 +26,8 @@ _JUMPS = (0xEB, 0xE9)
 # How many clusters there can be: below the first bound FAT12, below the second FAT16.
 _FAT16_FROM, _FAT32_FROM = 4085, 65525
 _MOST_CLUSTERS = 0x0FFFFFF5
+#: Drivers differ by a few on where FAT12 ends.
+_DISPUTED = range(_FAT16_FROM - 1, _FAT16_FROM + 3)
 
 # In entry 1 of the table: set means closed in peace, and no error while reading or writing.
 _CLEAN = {16: 0x8000, 32: 0x08000000}
@@ -171,6 +173,8 @@ def _check_type(data: bytes, bits: int, clusters: int, raw: _Common) -> None:
     for other in (12, 16, 32):
         if other != bits and shown.startswith(b"FAT%d" % other):
             raise NotUnderstood(f"FAT{bits} by its sizes that calls itself FAT{other}")
+    if bits != 32 and clusters in _DISPUTED and not shown.startswith(b"FAT%d" % bits):
+        raise NotUnderstood("FAT with a number of clusters that may be FAT12 or FAT16")
 
 
 def plain_label(raw: bytes) -> str:
