@@ -179,6 +179,7 @@ def region_record(part: PlannedRegion) -> RegionRecord:
         label=content.label,
         content_uuid=content.uuid,
         block_size=content.block_size,
+        span=content.span,
         used=part.used.total,
         understood=content.understood,
         notes=content.notes,

@@ -142,7 +142,7 @@ def _target(image: ImageReader, disk: DiskRecord, options: RestoreOptions, form:
             f"{path} holds the repository itself", hint="choose another disk to restore to"
         )
     size, sector = probe_target(str(path))
-    return Target(str(path), size, sector, blank=False)
+    return Target(str(path), size, sector if stat.S_ISBLK(mode) else 0, blank=False)
 
 
 def _new_file(disk: DiskRecord, options: RestoreOptions, form: str) -> Target:
@@ -158,7 +158,7 @@ def _new_file(disk: DiskRecord, options: RestoreOptions, form: str) -> Target:
         size = region.length
     # Other formats are made from a raw file beside it: sparse, and removed afterwards.
     raw = str(path) if form == "raw" else f"{path}.{os.getpid()}.raw"
-    return Target(raw, options.size or size, disk.sector, blank=True)
+    return Target(raw, options.size or size, 0, blank=True)
 
 
 def _open(plan: RestorePlan) -> Writer:

@@ -55,6 +55,8 @@ class RegionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     label: str = ""
     content_uuid: str = ""
     block_size: int = 0
+    #: Bytes the filesystem itself spans; 0 where it does not say.
+    span: int = 0
     #: Bytes of it that the image holds.
     used: int = 0
     #: False: the structures were not understood, so all of it was taken as used.

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from freezeframe.core.errors import TargetUnsuitable, UsageError
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import human_size
+from freezeframe.core.units import MIB, human_size
 from freezeframe.image.manifest import DiskRecord, RegionRecord
 from freezeframe.image.reader import DiskBlobs
 from freezeframe.layout.base import DiskLayout, Region, Role, Table
 from freezeframe.layout.recreate import RecreatePlan, plan_recreate
+
+#: Signatures lie this close to either end of a partition, at most.
+_SIGNATURES = MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class Target:
     path: str
     #: In bytes; for a file that does not exist yet, what it is going to be.
     size: int
+    #: 0 for a file, which takes a table of any sector size.
     sector: int
     #: A new file: reads as zeros everywhere.
     blank: bool
@@ -58,7 +62,7 @@ class RestorePlan:
             lines.append("discard the target's old content where the device can")
         lines.append(f"write {human_size(self.write.total)} of used data")
         if self.zero:
-            lines.append(f"write zeros over the other {human_size(self.zero.total)}")
+            lines.append(f"write zeros over {human_size(self.zero.total)} besides")
         if self.recreate is not None:
             lines += self.recreate.describe()
         lost = sum(stop - start for start, stop in self.disk.unreadable)
@@ -97,6 +101,7 @@ def plan_restore(
             target_sector=target.sector,
             grow=grow,
             last_filesystem=_last_filesystem(disk),
+            content_end=_content_end(disk),
         )
         write = recreate.write
     else:
@@ -112,6 +117,13 @@ def plan_restore(
         _check_room(region, write, target, grow)
     occupied = write.shift(-start)
     rest = occupied.complement(target.size)
+    if target.blank:
+        zero = Extents.empty()
+    elif zero_unused:
+        zero = rest
+    else:
+        # On a whole disk the recreate plan does that, for every partition.
+        zero = rest & _edges(target.size) if region is not None else Extents.empty()
     return RestorePlan(
         image=image,
         disk=disk,
@@ -119,7 +131,7 @@ def plan_restore(
         target=target,
         start=start,
         write=write,
-        zero=rest if zero_unused and not target.blank else Extents.empty(),
+        zero=zero,
         discard=Extents.empty()
         if target.blank or zero_unused or not discard
         else Extents.single(0, target.size),
@@ -142,8 +154,19 @@ def _check_room(region: RegionRecord, write: Extents, target: Target, grow: bool
 
 
 def _last_filesystem(disk: DiskRecord) -> str:
-    partitions = [r for r in disk.regions if r.role == Role.PARTITION]
-    return max(partitions, key=lambda r: r.start).content if partitions else ""
+    """Return what is in the last partition, or in a disk without any."""
+    filled = [r for r in disk.regions if r.role in (Role.PARTITION, Role.WHOLE)]
+    return max(filled, key=lambda r: r.start).content if filled else ""
+
+
+def _content_end(disk: DiskRecord) -> int:
+    """Return where the one filesystem of a disk without a table ends; 0 where unknown."""
+    return next((r.span for r in disk.regions if r.role == Role.WHOLE and r.understood), 0)
+
+
+def _edges(size: int) -> Extents:
+    """Return where other programs look for signatures: what an older content left there."""
+    return Extents.of([(0, min(_SIGNATURES, size)), (max(size - _SIGNATURES, 0), size)])
 
 
 def layout_of(disk: DiskRecord) -> DiskLayout:
