@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 
 import numpy as np
@@ -181,6 +182,23 @@ def test_a_broken_index_file_is_named(change: tuple[bytes, bytes]) -> None:
     assert change[0] in text
     with pytest.raises(RepositoryDamaged, match="index/name"):
         IndexBuilder().add(decode_index(text.replace(*change, 1), "name"), "name")
+
+
+def test_fuzzed_index_files_become_an_index_or_are_refused() -> None:
+    text = encode_index([make_pack(n, [(DATA, n), (TREE, n + 9)], raw=n == 1) for n in range(3)])
+    rnd = random.Random(2)
+    for _ in range(1500):
+        broken = bytearray(text)
+        for _ in range(rnd.randrange(1, 4)):
+            broken[rnd.randrange(len(broken))] = rnd.choice(b'0123456789abz-{}[]":,.eE')
+        builder = IndexBuilder()
+        try:
+            builder.add(decode_index(bytes(broken), "x"), "x")
+        except RepositoryDamaged:
+            continue
+        index = builder.build()
+        index.find_many(DATA, ids([0, 1, 2]))
+        assert index.total <= 6
 
 
 def test_readers_never_miss_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:

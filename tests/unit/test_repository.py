@@ -20,6 +20,7 @@ from freezeframe.core.errors import (
     NoRepository,
     ObjectMissing,
     RepositoryDamaged,
+    RepositoryLocked,
     RepositoryUnsupported,
     UsageError,
     WrongPassword,
@@ -311,6 +312,26 @@ def test_what_is_cut_or_gone_is_named(
         if kind is Kind.DATA and (gone or harm is _empty or (harm is _cut and read_data)):
             hit = [text for text in problems if text.startswith("snapshots/")]
             assert bool(hit) == (harm is not _cut), problems
+
+
+@pytest.mark.parametrize("kind", [Kind.INDEX, Kind.SNAPSHOTS, Kind.KEYS, Kind.LOCKS, Kind.CONFIG])
+def test_a_huge_file_is_not_read_into_memory(filled: Repository, kind: Kind) -> None:
+    """A tebibyte of holes: named, not read."""
+    name = CONFIG_NAME if kind is Kind.CONFIG else "0" * 64
+    path = object_path(folder_of(filled), kind, name)
+    if path.exists():
+        path.chmod(0o600)
+    with path.open("ab") as file:
+        file.truncate(1 << 40)
+    if kind is Kind.LOCKS:
+        with pytest.raises(RepositoryLocked, match="too many"):
+            filled.lock().acquire()
+        assert filled.unlock() == 0
+    elif kind is Kind.CONFIG:
+        with pytest.raises(RepositoryDamaged, match="too many"):
+            open_repository(filled.store, PASSWORD)
+    else:
+        assert any(text.startswith(f"{kind}/{name}") for text in damaged(filled))
 
 
 def test_every_flipped_byte_of_a_pack_is_found(filled: Repository) -> None:

@@ -19,6 +19,7 @@ from freezeframe.repo.check_trees import check_trees
 from freezeframe.repo.index import Index
 from freezeframe.repo.reader import BlobReader
 from freezeframe.repo.repository import Repository
+from freezeframe.repo.sealed import refuse_huge
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.store.base import Kind
 
@@ -109,8 +110,9 @@ def _has_good_copy(repository: Repository, index: Index, key: BlobKey) -> bool:
 
 
 def _check_keys(repository: Repository, problems: list[Problem]) -> None:
-    for name, _ in repository.store.list(Kind.KEYS):
+    for name, size in repository.store.list(Kind.KEYS):
         try:
+            refuse_huge(Kind.KEYS, name, size)
             keys.read_key(repository.store, name)
         except ObjectMissing:
             continue

@@ -22,7 +22,7 @@ from freezeframe.core.errors import (
 )
 from freezeframe.core.units import GIB
 from freezeframe.repo.crypto import MasterKey, SealBroken, Sealer
-from freezeframe.repo.sealed import decode
+from freezeframe.repo.sealed import decode, refuse_huge
 from freezeframe.repo.structs import KeyFile, MacKey, MasterKeyFile
 from freezeframe.store.base import Kind, Store
 
@@ -31,8 +31,6 @@ _COST_N, _COST_R, _COST_P = 1 << 15, 8, 1
 _SALT = 64
 #: A key file that asks for more memory than this is not one.
 _LARGEST_COST = 2 * GIB
-#: A key file is 450 bytes long; what is larger than this is not one.
-_LARGEST_FILE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,6 @@ def write_key(store: Store, master: MasterKey, password: str) -> str:
 def read_key(store: Store, name: str) -> KeyFile:
     """Read one key file. Raises `RepositoryDamaged`, `ObjectMissing`."""
     text = store.get(Kind.KEYS, name)
-    if len(text) > _LARGEST_FILE:
-        raise RepositoryDamaged(Kind.KEYS, name, "it is too large to be a key")
     if hashlib.sha256(text).hexdigest() != name:
         raise RepositoryDamaged(Kind.KEYS, name, "the SHA-256 of its bytes is not its name")
     return decode(text, KeyFile, Kind.KEYS, name)
@@ -109,8 +105,9 @@ def open_master(store: Store, password: str) -> tuple[MasterKey, str]:
     """
     damage: RepositoryDamaged | None = None
     readable = 0
-    for name, _ in sorted(store.list(Kind.KEYS)):
+    for name, size in sorted(store.list(Kind.KEYS)):
         try:
+            refuse_huge(Kind.KEYS, name, size)
             key = read_key(store, name)
             readable += 1
             master = unwrap(key, password, name)
@@ -154,8 +151,9 @@ def unwrap(key: KeyFile, password: str, name: str) -> MasterKey | None:
 def list_keys(store: Store, current: str) -> list[KeyInfo]:
     """Return every readable key file, oldest first; `current` is the id of the one in use."""
     found = []
-    for name, _ in store.list(Kind.KEYS):
+    for name, size in store.list(Kind.KEYS):
         with contextlib.suppress(RepositoryDamaged, ObjectMissing):
+            refuse_huge(Kind.KEYS, name, size)
             key = read_key(store, name)
             found.append(
                 KeyInfo(name, key.username, key.hostname, key.created, current=name == current)

@@ -26,6 +26,7 @@ from freezeframe.core.errors import (
 )
 from freezeframe.core.units import human_time
 from freezeframe.repo.keys import host_name, user_name
+from freezeframe.repo.sealed import refuse_huge
 from freezeframe.repo.structs import LockFile
 from freezeframe.store.base import Kind, Store
 
@@ -170,10 +171,11 @@ class Lock:
         Not even a stale one is ignored: only a person can know that its holder, maybe on a
         cloned machine of the same name, is really gone.
         """
-        for name, _ in self._documents.store.list(Kind.LOCKS):
+        for name, size in self._documents.store.list(Kind.LOCKS):
             if name == self._name:
                 continue
             try:
+                refuse_huge(Kind.LOCKS, name, size)
                 other = self._documents.read_lock(name)
             except ObjectMissing:
                 continue
@@ -241,9 +243,10 @@ def is_stale(lock: LockFile) -> bool:
 def unlock(documents: Documents, *, remove_all: bool) -> int:
     """Remove stale locks, or all, readable or not; return how many."""
     removed = 0
-    for name, _ in documents.store.list(Kind.LOCKS):
+    for name, size in documents.store.list(Kind.LOCKS):
         if not remove_all:
             try:
+                refuse_huge(Kind.LOCKS, name, size)
                 if not is_stale(documents.read_lock(name)):
                     continue
             except (ObjectMissing, RepositoryDamaged):

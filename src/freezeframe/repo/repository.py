@@ -23,7 +23,7 @@ from freezeframe.repo.index_files import IndexBuilder, StoredPack, decode_index,
 from freezeframe.repo.keys import KeyInfo
 from freezeframe.repo.locks import Lock, LockTimes
 from freezeframe.repo.polynomial import random_irreducible
-from freezeframe.repo.sealed import decode, open_text, seal_text
+from freezeframe.repo.sealed import decode, open_text, refuse_huge, seal_text
 from freezeframe.repo.snapshots import Snapshot, encode_snapshot
 from freezeframe.repo.structs import ConfigFile, IndexFile, LockFile, VersionOnly
 from freezeframe.store.base import CONFIG_NAME, Kind, Store
@@ -74,6 +74,8 @@ def open_repository(store: Store, password: str) -> Repository:
             f"there is no repository at {store.location}",
             hint="make one with `freezeframe init`, or name another place",
         )
+    for name, size in store.list(Kind.CONFIG):
+        refuse_huge(Kind.CONFIG, name, size)
     sealed = store.get(Kind.CONFIG, CONFIG_NAME)
     master, key_id = keys.open_master(store, password)
     text = open_text(Sealer(master), sealed, Kind.CONFIG, CONFIG_NAME)
@@ -164,6 +166,7 @@ class Repository:
         builder = IndexBuilder()
         for name, size in files:
             try:
+                refuse_huge(Kind.INDEX, name, size)
                 builder.add(self.load_index_file(name), name)
             except (RepositoryDamaged, ObjectMissing) as error:
                 if isinstance(error, ObjectMissing):
@@ -196,8 +199,9 @@ class Repository:
         A damaged one raises `RepositoryDamaged`, or is told to `on_damage` and left out.
         """
         found = []
-        for name, _ in self.store.list(Kind.SNAPSHOTS):
+        for name, size in self.store.list(Kind.SNAPSHOTS):
             try:
+                refuse_huge(Kind.SNAPSHOTS, name, size)
                 found.append(self.load_snapshot(name))
             except ObjectMissing:  # forgotten meanwhile
                 continue

@@ -22,6 +22,12 @@ _LARGEST = 256 * MIB
 Document = TypeVar("Document")
 
 
+def refuse_huge(kind: str, name: str, size: int) -> None:
+    """Raise `RepositoryDamaged` for an object (not a pack) too large to be read into memory."""
+    if size > _LARGEST:
+        raise RepositoryDamaged(kind, name, f"{size} bytes are too many for what it should be")
+
+
 def seal_text(sealer: Sealer, text: bytes, *, compress: bool = True) -> bytes:
     """Return the sealed form of a JSON text."""
     return b"".join(sealer.seal(_COMPRESSED + compress_text(text) if compress else text))
