@@ -61,7 +61,8 @@ def _find_090(reader: Reader) -> _Superblock | None:
         words = struct.unpack(f"{order}64I", data) if data else ()
         if words and words[:2] == (_MAGIC, 0) and 90 <= words[2] <= 91:
             level = words[7] - (1 << 32) if words[7] >> 31 else words[7]
-            raw = struct.pack(f"{order}4I", words[5], *words[13:16])
+            # Written as mdadm and blkid write it, the same in either byte order.
+            raw = struct.pack(">4I", words[5], *words[13:16])
             version = f"0.{words[2]}"
             return _Superblock(version, level, words[10], str(uuid.UUID(bytes=raw)), "")
     return None

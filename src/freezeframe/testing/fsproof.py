@@ -19,8 +19,8 @@ from typing import Self
 from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB, SECTOR
-from freezeframe.system.run import run
 from freezeframe.system.loop import attached
+from freezeframe.system.run import run
 from freezeframe.testing.volumes import unmount
 
 _USED, _FREE = "+", "?"
