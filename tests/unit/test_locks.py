@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -64,24 +65,27 @@ def test_a_lock_is_removed_whatever_happens(repository: Repository) -> None:
     assert locks(repository) == []
 
 
-def test_a_conflict_that_appears_while_waiting_is_seen(repository: Repository) -> None:
+class _Rival(MemoryStore):
+    """Somebody else locks at the moment we have written our lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock: Callable[[], str] | None = None
+
+    def put(self, kind: Kind, name: str, parts: Parts) -> None:
+        super().put(kind, name, parts)
+        if kind is Kind.LOCKS and self.lock is not None:
+            rival, self.lock = self.lock, None
+            rival()
+
+
+def test_a_conflict_that_appears_while_waiting_is_seen() -> None:
     """Two who lock at once: each writes, then looks again."""
-    lock = repository.lock(exclusive=True, times=LockTimes(settle=0.5))
-    caught: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            lock.acquire()
-        except RepositoryLocked as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    while not locks(repository):
-        pass
-    foreign(repository, exclusive=True)
-    thread.join()
-    assert len(caught) == 1
+    store = _Rival()
+    repository = create_repository(store, PASSWORD)
+    store.lock = lambda: foreign(repository, exclusive=True)
+    with pytest.raises(RepositoryLocked, match="elsewhere"):
+        repository.lock(times=QUICK).acquire()
     assert len(locks(repository)) == 1
 
 
