@@ -27,7 +27,9 @@ pytestmark = pytest.mark.root
 SIZE = 3 * MIB
 LOOP_CHANGE_FD = 0x4C06
 DATA = random.Random(5).randbytes(SIZE)
-QUIET = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(params=[512, 4096])

@@ -61,7 +61,6 @@ def refused(path: str | Path) -> SourceBusy:
     for open_it in (open_target, probe_target):
         with pytest.raises(FreezeframeError):
             open_it(path)
-    assert source_holders(path) == () or source_holders(path) == target_holders(path)
     with pytest.raises(SourceBusy) as caught:
         open_source(path)
     assert caught.value.hint
@@ -137,7 +136,9 @@ def test_a_mount_that_becomes_read_write_meanwhile(
 
 def test_mounted_in_another_view(ext4: str, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    command = f"mount {ext4} {tmp_path}/m && echo && cat"
+    # What other tests have mounted at this moment must not stay mounted in this view.
+    leave = "awk '$5 ~ /pytest/ {print $5}' /proc/self/mountinfo | xargs -r umount -l"
+    command = f"{leave}; mount {ext4} {tmp_path}/m && echo && cat"
     process = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -35,7 +35,9 @@ def sparse(path: Path, size: int, parts: list[tuple[int, int]]) -> Path:
     return path
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     parts=st.lists(
         st.tuples(st.integers(0, 900_000), st.integers(1, 90_000)).map(lambda r: (r[0], sum(r))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freezeframe.block.faulty import FaultyReader
@@ -23,6 +23,7 @@ RANGES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(
     bad=RANGES,
     start=st.integers(0, MIB),

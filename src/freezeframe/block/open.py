@@ -156,7 +156,7 @@ def _close(*descriptors: int) -> None:
 
 
 def _busy(path: str, uses: Sequence[Use]) -> SourceBusy:
-    remedies = dict.fromkeys(use.remedy for use in uses if use.remedy)
+    remedies = dict.fromkeys(step for use in uses for step in use.remedy.split("; ") if step)
     texts = tuple(dict.fromkeys(use.text for use in uses))
     hint = f"free it first: {'; '.join(remedies)}" if remedies else "free it first"
     return SourceBusy(path, texts, hint=hint)

@@ -7,7 +7,8 @@ also catches what no file of /proc or /sys tells.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,11 @@ _MAPPED = {
     "mpath": ("the multipath device", "multipath -f"),
 }
 
-#: A chain of loop devices upon loop devices is followed this far.
+#: A chain of devices upon devices is followed this far.
 _DEEPEST = 8
+#: Who has something open for writing is looked at so many times more, so many seconds apart.
+_LOOKS = 5
+_BETWEEN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,7 @@ def _uses_of_node(node: Node, mounts: list[Mount], depth: int) -> list[Use]:
         prefix = "" if member.number == node.number else f"{member.path} is "
         uses = _direct_uses(member, mounts, depth)
         found += [Use(prefix + use.text, use.writes, use.remedy) for use in uses]
-    found += _written_by(_openers_of(_family(node)))
-    return found
+    return found + _written_by(lambda: _openers_of(_family(node)))
 
 
 def _direct_uses(node: Node, mounts: list[Mount], depth: int) -> Iterator[Use]:
@@ -123,21 +126,32 @@ def _direct_uses(node: Node, mounts: list[Mount], depth: int) -> Iterator[Use]:
         if below is not None and below.number == node.number:
             yield Use("in use as swap", True, f"swapoff {swap.path}")
     for holder in node.holders():
-        yield _held_by(holder)
+        yield from _held_by(holder, mounts, depth)
     yield from _attached(sysfs.loops_over_device(node.number), mounts, depth)
 
 
-def _held_by(holder: Node) -> Use:
-    """Describe a device made of another."""
+def _held_by(holder: Node, mounts: list[Mount], depth: int) -> Iterator[Use]:
+    """Give what a device made of another is, and what uses that in turn."""
+    text, remedy = _made(holder)
+    uses = _uses_of_node(holder, mounts, depth + 1) if depth < _DEEPEST else []
+    for use in uses:
+        # In the order in which they have to be ended.
+        steps = "; ".join(step for step in (use.remedy, remedy) if step)
+        yield Use(f"{text}, {use.text}", True, steps)
+    if not uses:
+        yield Use(text, True, remedy)
+
+
+def _made(holder: Node) -> tuple[str, str]:
+    """Return what a device is to those it is made of, and how to end it."""
     name = sysfs.read_text(holder.folder / "dm/name")
     if name:
         kind = sysfs.read_text(holder.folder / "dm/uuid").partition("-")[0]
         what, command = _MAPPED.get(kind, ("the device-mapper volume", "dmsetup remove"))
-        target = holder.path if kind == "LVM" else name
-        return Use(f"part of {what} {name}", True, f"{command} {target}")
+        return f"part of {what} {name}", f"{command} {holder.path if kind == 'LVM' else name}"
     if holder.name.startswith("md"):
-        return Use(f"a member of the RAID array {holder.path}", True, f"mdadm --stop {holder.path}")
-    return Use(f"held by {holder.path}", True)
+        return f"a member of the RAID array {holder.path}", f"mdadm --stop {holder.path}"
+    return f"held by {holder.path}", ""
 
 
 def _mounts_on(node: Node, mounts: Iterable[Mount]) -> Iterator[Use]:
@@ -208,7 +222,7 @@ def _source_number(mount: Mount) -> str:
 
 def _uses_of_file(device: int, inode: int) -> list[Use]:
     found = list(_attached(sysfs.loops_over(device, inode), all_mounts(), 0))
-    return found + _written_by(openers_of_file(device, inode))
+    return found + _written_by(lambda: openers_of_file(device, inode))
 
 
 def _attached(loops: Iterable[Node], mounts: list[Mount], depth: int) -> Iterator[Use]:
@@ -229,9 +243,16 @@ def _openers_of(nodes: Iterable[Node]) -> list[Opener]:
     )
 
 
-def _written_by(processes: Iterable[Opener]) -> list[Use]:
-    return [
-        Use(f"open for writing by {process}", True, f"stop {process}")
-        for process in processes
-        if process.writing
-    ]
+def _written_by(look: Callable[[], list[Opener]]) -> list[Use]:
+    """Give the processes that have something open for writing, and go on having it.
+
+    Some only try a device for a moment, as losetup does that looks for a free one.
+    """
+    writers = [process for process in look() if process.writing]
+    for _ in range(_LOOKS):
+        if not writers:
+            return []
+        time.sleep(_BETWEEN)
+        still = {process.pid for process in look() if process.writing}
+        writers = [process for process in writers if process.pid in still]
+    return [Use(f"open for writing by {writer}", True, f"stop {writer}") for writer in writers]
