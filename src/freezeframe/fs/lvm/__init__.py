@@ -1,0 +1,5 @@
+"""LVM2 physical volumes."""
+
+from freezeframe.fs.lvm.used import LvmKind
+
+__all__ = ["LvmKind"]
