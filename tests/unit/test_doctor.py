@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freezeframe.app.doctor import examine
-from freezeframe.system.meminfo import available_memory
+from freezeframe.system.memory import available_memory
 from freezeframe.system.tools import packages
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import MIB, human_size
-from freezeframe.system.meminfo import available_memory
+from freezeframe.system.memory import available_memory
 from freezeframe.system.run import run, which
 from freezeframe.system.tools import Package, packages
 
