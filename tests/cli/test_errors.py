@@ -164,7 +164,10 @@ def test_a_damaged_index_is_named(program: Program, disk: Path) -> None:
     index = next((program.repo / "index").iterdir())
     index.chmod(0o600)
     index.write_bytes(index.read_bytes()[:-20])
-    assert index.name[:8] in program("images", code=1).err
+    told = program("images")
+    assert index.name[:8] in told.err
+    assert "damaged" in told.out
+    assert index.name[:8] in program("verify", code=1).err
     assert index.name[:8] in program("check", code=1).out
 
 

@@ -60,6 +60,18 @@ def test_several_failures_are_all_told() -> None:
     assert sorted(str(error) for error in caught.value.exceptions) == ["1", "2"]
 
 
+def test_an_error_that_several_threads_share_is_one() -> None:
+    gate = threading.Barrier(2)
+    shared = ValueError("full")
+
+    def work(item: int) -> None:
+        gate.wait(timeout=30)
+        raise shared
+
+    with pytest.raises(ValueError, match="full"):
+        run_workers([1, 2], lambda: work, threads=2)
+
+
 def test_a_failing_source_of_work_is_told() -> None:
     def broken() -> Iterator[int]:
         yield 1

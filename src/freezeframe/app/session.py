@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.errors import FreezeframeError, RepositoryDamaged, StoreError
 from freezeframe.core.progress import Progress, Silent
 from freezeframe.image.reader import ImageReader, find_image, images
 from freezeframe.repo.index import Index
@@ -24,10 +24,9 @@ def opened_images(
     repository: Repository, names: Sequence[str], progress: Progress | None = None
 ) -> Iterator[tuple[ImageReader, ...]]:
     """Hold a shared lock and open the named images."""
-    with repository.lock():
-        index = repository.load_index(progress or Silent())
-        found = [find_image(repository, name) for name in names]
-        yield tuple(ImageReader(repository, index, snapshot) for snapshot in found)
+    with _reading(repository, progress or Silent()) as (index, found):
+        wanted = [find_image(found, name) for name in names]
+        yield tuple(ImageReader(repository, index, snapshot) for snapshot in wanted)
 
 
 @contextmanager
@@ -38,10 +37,29 @@ def listed_images(
 
     One that is damaged gives its error, and the others are there all the same.
     """
-    with repository.lock():
-        index = repository.load_index(progress or Silent())
-        found = [find_image(repository, name) for name in names] or images(repository)
-        yield [(snapshot, _open(repository, index, snapshot)) for snapshot in found]
+    with _reading(repository, progress or Silent()) as (index, found):
+        wanted = [find_image(found, name) for name in names] or found
+        yield [(snapshot, _open(repository, index, snapshot)) for snapshot in wanted]
+
+
+@contextmanager
+def _reading(repository: Repository, progress: Progress) -> Iterator[tuple[Index, list[Snapshot]]]:
+    """Lock, and load what there is: a damaged index or snapshot is told, and left out.
+
+    What the damage costs shows where it matters, by the image it hits.
+    """
+
+    def tell(error: RepositoryDamaged) -> None:
+        progress.note(f"{error.message}; going on without it")
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(repository.lock())
+        except StoreError as error:
+            # A repository on read-only media can be read all the same: nobody else writes there.
+            progress.note(f"reading without a lock: {error.message}")
+        index = repository.load_index(progress, on_damage=tell)
+        yield index, images(repository, on_damage=tell)
 
 
 def _open(

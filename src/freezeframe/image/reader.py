@@ -6,6 +6,7 @@ Blobs of a segment may have any length: offsets come from the index, never from 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,17 +159,22 @@ def _assemble(
 # -- finding images ------------------------------------------------------------------
 
 
-def images(repository: Repository) -> list[Snapshot]:
-    """Return the snapshots that are images of ours, oldest first."""
-    return [shot for shot in repository.snapshots() if manifests.TAG in (shot.tags or ())]
+def images(
+    repository: Repository, *, on_damage: Callable[[RepositoryDamaged], None] | None = None
+) -> list[Snapshot]:
+    """Return the snapshots that are images of ours, oldest first.
+
+    A damaged snapshot raises `RepositoryDamaged`, or is told to `on_damage` and left out.
+    """
+    found = repository.snapshots(on_damage=on_damage)
+    return [shot for shot in found if manifests.TAG in (shot.tags or ())]
 
 
-def find_image(repository: Repository, name: str) -> Snapshot:
+def find_image(found: Sequence[Snapshot], name: str) -> Snapshot:
     """Return the image with that id or unambiguous prefix, or `latest`.
 
     Raises `NoSuchImage`.
     """
-    found = images(repository)
     if not found:
         raise NoSuchImage(
             "the repository holds no image yet", hint="make one: freezeframe backup SOURCE"

@@ -56,7 +56,9 @@ def run_workers(
                 worker(taken[0])
         except Exception as error:
             stream.stopped.set()
-            errors.append(error)
+            # What several threads share may fail all of them with one and the same error.
+            if not any(error is other for other in errors):
+                errors.append(error)
 
     count = threads or default_threads()
     pool = [threading.Thread(target=body, name=f"worker-{n}", daemon=True) for n in range(count)]

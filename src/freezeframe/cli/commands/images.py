@@ -23,7 +23,7 @@ def images(session: Session) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("image", "time", "host", "mode", "size", "used", "disks"):
         table.add_column(heading, justify="right" if heading in ("size", "used") else "left")
-    with listed_images(repository) as found:
+    with listed_images(repository, progress=session.output) as found:
         for snapshot, image in found:
             if isinstance(image, FreezeframeError):
                 session.output.record("damaged", {"id": snapshot.id, "text": image.message})
@@ -54,7 +54,7 @@ def images(session: Session) -> None:
 def show(session: Session, image: str) -> None:
     """Show one image: its disks drawn, what each region is, and how it was taken."""
     repository = session.settings.repository()
-    with opened_images(repository, (image,)) as (found,):
+    with opened_images(repository, (image,), session.output) as (found,):
         session.output.record("image", _fields(found))
         manifest, output = found.manifest, session.output
         proof = manifest.proof

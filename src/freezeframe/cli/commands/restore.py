@@ -61,7 +61,7 @@ def command(
     )
     output = session.output
     repository = session.settings.repository()
-    with opened_images(repository, (image,)) as (found,):
+    with opened_images(repository, (image,), session.output) as (found,):
         prepared = prepare_restore(found, options)
         steps = prepared.plan.describe()
         output.record("plan", {"steps": steps, "bytes": prepared.plan.write.total})
