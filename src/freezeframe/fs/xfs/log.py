@@ -130,8 +130,8 @@ def _find_head(log: _Log, first: int, last: int) -> int:
 
 def _verify_unmount(record: bytes, place: int, uuid: bytes) -> None:
     """Check that `record` is one unmount record, all of it, and belongs at sector `place`."""
-    _, cycle, version, length, own_place, _, checksum, _, operations = structs.LOG_HEADER.unpack_from(
-        record
+    _, cycle, version, length, own_place, _, checksum, _, operations = (
+        structs.LOG_HEADER.unpack_from(record)
     )
     if own_place != cycle << 32 | place:
         raise NotUnderstood("the last record of the XFS log is not where it says")
