@@ -10,10 +10,11 @@ import pytest
 
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
+from freezeframe.fs import md
 from freezeframe.fs.base import UsedMap
 from freezeframe.fs.detect import used_map
 from freezeframe.system.run import run
-from freezeframe.testing.fs_contract import check_map
+from freezeframe.testing.fs_contract import check_kind, check_map
 from freezeframe.testing.fsproof import PlainFile, scatter_used
 
 UUID = "12345678-9abc-def0-0fed-cba987654321"
@@ -209,6 +210,8 @@ def test_md(version: str, inside: bool, tmp_path: Path) -> None:
     assert result.used.total == SIZE
     assert f"RAID1 of 2, version {version}" in result.notes[0]
     assert result.label == ("host:r1" if version != "0.90" else "")
+    if not inside:
+        check_kind(md.KIND, image, rounds=50)
 
 
 def test_md_of_a_machine_with_the_other_byte_order(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class UsedUnits:
 
     def __init__(self, unit: int, base: int = 0, *, most_ranges: int = _MOST_RANGES) -> None:
         self._unit = unit
-        self._position = base
+        self._base = self._position = base
         self._most_ranges = most_ranges
         self._gap = GRANULE
         self._count = 0
@@ -37,7 +37,7 @@ class UsedUnits:
         self._count += len(part)
         while self._count > self._most_ranges:
             # Outward: more is kept than need be, never less.
-            merged = self.extents().aligned(self._gap)
+            merged = self.extents().aligned(self._gap).clip(self._base, self._position)
             self._parts, self._count = [merged], len(merged)
             self._gap *= 2
 

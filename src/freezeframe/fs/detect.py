@@ -11,7 +11,7 @@ import logging
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import FreezeframeError, NotUnderstood, UnreadableRange
 from freezeframe.core.extents import Extents
-from freezeframe.fs import btrfs, exfat, ext, fat, luks, md, ntfs, swap, xfs
+from freezeframe.fs import btrfs, exfat, ext, f2fs, fat, luks, md, ntfs, swap, xfs
 from freezeframe.fs.base import FilesystemKind, PeerList, Peers, UsedMap
 from freezeframe.fs.names import guessed, named
 
@@ -27,6 +27,7 @@ KINDS: tuple[FilesystemKind, ...] = (
     ext.KIND,
     xfs.KIND,
     btrfs.KIND,
+    f2fs.KIND,
     ntfs.KIND,
     exfat.KIND,
     fat.KIND,
