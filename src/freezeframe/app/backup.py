@@ -14,7 +14,7 @@ from freezeframe.backup.pipeline import Unreadable, store_chunks
 from freezeframe.backup.plan import DiskPlan, PlannedRegion, Source, plan_disks
 from freezeframe.block.open import open_source
 from freezeframe.core.clock import Clock, SystemClock
-from freezeframe.core.errors import UsageError
+from freezeframe.core.errors import SourceBusy, UsageError
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import SEGMENT
 from freezeframe.fs.base import UsedMap
@@ -33,6 +33,7 @@ from freezeframe.repo.repository import Repository
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.repo.writer import BlobWriter
 from freezeframe.system.disks import describe_source
+from freezeframe.system.holders import source_holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,10 @@ def backup_offline(
         progress.start("image", sum(plan.to_read.total for plan in plans))
         unreadable = store_chunks(plans, image, progress, threads=threads)
         writer.flush()
+        for source in sources:
+            # A mount that was read-only at the start may have been made writable since.
+            if holders := source_holders(source.path):
+                raise SourceBusy(source.path, holders, hint="no image was made: run it again")
         manifest = Manifest(
             format=manifests.FORMAT,
             program=f"freezeframe {freezeframe.__version__}",
