@@ -117,6 +117,24 @@ def test_disk_comes_back_from_both_images(
     assert_same(old, target, sector)
 
 
+def test_only_what_is_used_is_taken(client: Client, tmp_path: Path) -> None:
+    disk = disks.make_disk(tmp_path / "disk.img", disks.SMALL_GPT)
+    client.run("backup", "--offline", str(disk.path))
+    record = msgspec.convert(client.manifest("latest"), Manifest).disks[0]
+    partitions = [region for region in record.regions if region.role == "partition"]
+    outer = [v for v in disk.volumes if "lvm/" not in v.name]
+    words = {"vfat": "fat32", "LVM2_member": "lvm2", "raw": "unknown"}
+    assert [(r.start, r.length, r.content) for r in partitions] == [
+        (v.start, v.length, words.get(v.kind, v.kind)) for v in outer
+    ]
+    assert [(r.content_uuid, r.label) for r in partitions] == [(v.uuid, v.label) for v in outer]
+    for region in partitions[1:]:
+        assert region.understood, region
+        assert region.used < region.length * 0.6, region
+    volumes = {v.name.split("/")[1]: v for v in disk.volumes if "lvm/" in v.name}
+    assert {v.name.split("/")[-1] for v in partitions[-1].volumes} == volumes.keys()
+
+
 def test_restic_can_read_it(client: Client, tmp_path: Path) -> None:
     # More than 1 GiB, so that there are two segments.
     recipe = disks.Recipe(disks.SMALL_4K.parts, seed=6)
