@@ -40,6 +40,8 @@ VARIANTS = {
     "striped-log": ("-l su=256k,size=24m -d su=64k,sw=2", 200),
     "log-at-the-end": ("-d agcount=3 -l agnum=2,size=8m", 100),
 }
+#: Those partclone is asked about too: it takes two seconds each time.
+PARTCLONE = ("as-it-comes", "everything", "64k")
 
 
 def _make(image: Path, options: str, mib: int) -> None:
@@ -109,7 +111,8 @@ def test_never_a_used_block_left_out(variant: str, tmp_path: Path) -> None:
     # Stripes may not fill the device.
     tail = image.stat().st_size - result.span
     assert result.used.total == counted + reserves + tail
-    assert not partclone_used("xfs", image) - result.used
+    if variant in PARTCLONE:
+        assert not partclone_used("xfs", image) - result.used
     _prove(image, result, tmp_path)
 
 

@@ -104,7 +104,8 @@ def test_made_and_filled_by_mkfs(variant: str, tmp_path: Path) -> None:
     )
     free_bytes = (free - reserves) * result.block_size
     assert result.used.total - tail == result.span - free_bytes
-    assert not partclone_used("xfs", image) - result.used
+    if variant in ("v4", "v4-512"):  # It takes two seconds each time.
+        assert not partclone_used("xfs", image) - result.used
     scatter_used(image, result.used, spoiled)
     run(("xfs_repair", "-n", str(spoiled)))
 
