@@ -11,7 +11,7 @@ import logging
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import FreezeframeError, NotUnderstood, UnreadableRange
 from freezeframe.core.extents import Extents
-from freezeframe.fs import btrfs, exfat, ext, f2fs, fat, luks, md, ntfs, swap, xfs
+from freezeframe.fs import btrfs, exfat, ext, f2fs, fat, luks, lvm, md, ntfs, swap, xfs
 from freezeframe.fs.base import FilesystemKind, PeerList, Peers, UsedMap
 from freezeframe.fs.names import guessed, named
 
@@ -19,11 +19,18 @@ log = logging.getLogger("freezeframe.fs")
 
 UNKNOWN = "unknown"
 
-#: Containers come first: what lies inside of them may shine through at the same place.
+
+def _inside(reader: Reader, peers: Peers) -> UsedMap:
+    """Tell what of a logical volume is in use, as of any other region."""
+    return used_map(reader, peers)
+
+
+#: Kept whole whatever lies inside, which may shine through at the region's start.
 CONTAINERS: tuple[FilesystemKind, ...] = (md.KIND, luks.KIND)
 #: All that have a used map, in the order they are asked.
 KINDS: tuple[FilesystemKind, ...] = (
     *CONTAINERS,
+    lvm.LvmKind(identify=_inside),
     ext.KIND,
     xfs.KIND,
     btrfs.KIND,
