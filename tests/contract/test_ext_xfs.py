@@ -10,6 +10,7 @@ import pytest
 
 from freezeframe.core.units import MIB
 from freezeframe.fs import ext, xfs
+from freezeframe.system.run import run, search_path
 from freezeframe.testing.fs_contract import check_kind
 
 #: Those without checksums are the ones whose damage gets past the door.
@@ -29,11 +30,7 @@ def test_ext(variant: str, tmp_path: Path) -> None:
     with image.open("wb") as file:
         file.truncate(24 * MIB)
     tree = str(Path(__file__).parent)
-    subprocess.run(
-        ["mke2fs", "-q", "-F", *EXT[variant].split(), "-d", tree, str(image)],
-        check=True,
-        capture_output=True,
-    )
+    run(("mke2fs", "-q", "-F", *EXT[variant].split(), "-d", tree, str(image)))
     check_kind(ext.KIND, image)
 
 
@@ -43,7 +40,7 @@ def test_xfs(variant: str, tmp_path: Path) -> None:
     with image.open("wb") as file:
         file.truncate(64 * MIB)
     # The three names mkfs.xfs looks for before it makes a filesystem so small.
-    small = dict(os.environ, TEST_DIR="1", TEST_DEV="1", QA_CHECK_FS="1")
+    small = dict(os.environ, PATH=search_path(), TEST_DIR="1", TEST_DEV="1", QA_CHECK_FS="1")
     command = ["mkfs.xfs", "-q", "-f", *XFS[variant].split(), str(image)]
     subprocess.run(command, check=True, env=small, capture_output=True)
     check_kind(xfs.KIND, image)

@@ -13,7 +13,7 @@ from freezeframe.core.units import MIB
 from freezeframe.fs.base import PeerList, UsedMap
 from freezeframe.fs.xfs import FROZEN, KIND
 from freezeframe.system.loop import attached
-from freezeframe.system.run import run
+from freezeframe.system.run import run, search_path
 from freezeframe.testing.fsproof import (
     PlainFile,
     loop_mounted,
@@ -48,7 +48,7 @@ def _make(image: Path, options: str, mib: int) -> None:
     with image.open("wb") as file:
         file.truncate(mib * MIB)
     # The three names mkfs.xfs looks for before it makes a filesystem so small.
-    small = dict(os.environ, TEST_DIR="1", TEST_DEV="1", QA_CHECK_FS="1")
+    small = dict(os.environ, PATH=search_path(), TEST_DIR="1", TEST_DEV="1", QA_CHECK_FS="1")
     command = ["mkfs.xfs", "-q", "-f", "-L", "a label", *options.split(), str(image)]
     subprocess.run(command, check=True, env=small, capture_output=True)
 

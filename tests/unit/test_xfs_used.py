@@ -14,7 +14,7 @@ from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.units import GIB, MIB
 from freezeframe.fs.base import PeerList, UsedMap
 from freezeframe.fs.xfs import FROZEN, KIND
-from freezeframe.system.run import run
+from freezeframe.system.run import run, search_path
 from freezeframe.testing.fsproof import PlainFile, partclone_used, scatter_used
 
 #: Version 4 and blocks of 512 bytes: newer kernels do not mount them.
@@ -35,7 +35,7 @@ def _make(image: Path, options: str, size: int) -> None:
     with image.open("wb") as file:
         file.truncate(size)
     # The three names mkfs.xfs looks for before it makes a filesystem so small.
-    small = dict(os.environ, TEST_DIR="1", TEST_DEV="1", QA_CHECK_FS="1")
+    small = dict(os.environ, PATH=search_path(), TEST_DIR="1", TEST_DEV="1", QA_CHECK_FS="1")
     command = ["mkfs.xfs", "-q", "-f", *options.split(), str(image)]
     subprocess.run(command, check=True, env=small, capture_output=True)
 
