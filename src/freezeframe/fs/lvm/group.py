@@ -23,6 +23,8 @@ _KINDS = frozenset(
     raid6_ra_6 raid10 raid10_near
     """.split()  # noqa: SIM905 - a list of words
 )
+#: Settings of segments whose strings never name a volume: one may be called `striped`.
+_NO_REFERENCES = ("type", "tags")
 _PLAIN_KINDS = ("striped", "linear")
 #: What a volume may say of itself and still be just its segments. Anything else (hidden,
 #: locked, moving, merging, …) and all its extents count as used.
@@ -187,13 +189,15 @@ def _logical_volumes(section: Section, physical: Mapping[str, Physical]) -> Iter
 
 
 def _used_by_others(volumes: Mapping[str, Section]) -> set[str]:
-    """Return volumes whose name is a value anywhere: origins, pools, parts of others."""
+    """Return volumes that any segment names, whatever for: origins, pools, parts of others."""
     found: set[str] = set()
-    open_sections = list(volumes.values())
+    open_sections = [v for one in volumes.values() for v in one.values() if isinstance(v, dict)]
     while open_sections:
-        for value in open_sections.pop().values():
+        for key, value in open_sections.pop().items():
             if isinstance(value, dict):
                 open_sections.append(value)
+            elif key in _NO_REFERENCES:
+                continue
             elif isinstance(value, list):
                 found.update(item for item in value if isinstance(item, str))
             elif isinstance(value, str):
@@ -228,7 +232,7 @@ def _segments(volume: Section, physical: Mapping[str, Physical]) -> Iterator[Seg
 def _stripes(segment: Section, physical: Mapping[str, Physical]) -> Iterator[Stripe]:
     """Give every (physical volume, extent) pair of any list, whatever the list is for."""
     for name, value in segment.items():
-        if not isinstance(value, list) or name in ("tags", "flags"):
+        if not isinstance(value, list) or name in _NO_REFERENCES:
             continue
         for item, follows in zip(value, [*value[1:], None], strict=True):
             if isinstance(item, str) and item in physical:
