@@ -87,3 +87,11 @@ def test_a_worker_that_cannot_be_made_is_told() -> None:
 
     with pytest.raises(MemoryError):
         run_workers([1], make, threads=1)
+
+
+def test_a_thread_that_would_leave_is_a_failure() -> None:
+    def leave(item: int) -> None:
+        raise SystemExit(1)
+
+    with pytest.raises(SystemExit):
+        run_workers(range(9), lambda: leave, threads=1)

@@ -47,14 +47,15 @@ def run_workers(
     an `ExceptionGroup` with the others otherwise. Ctrl-C in the calling thread stops them too.
     """
     stream = _Stream(iter(items))
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
 
     def body() -> None:
         try:
             worker = make_worker()
             while (taken := stream.take()) is not None:
                 worker(taken[0])
-        except Exception as error:
+        except BaseException as error:
+            # SystemExit, too: it would end this thread without a word, its work undone.
             stream.stopped.set()
             # What several threads share may fail all of them with one and the same error.
             if not any(error is other for other in errors):
@@ -62,17 +63,18 @@ def run_workers(
 
     count = threads or default_threads()
     pool = [threading.Thread(target=body, name=f"worker-{n}", daemon=True) for n in range(count)]
-    for thread in pool:
-        thread.start()
     try:
+        for thread in pool:
+            thread.start()
         for thread in pool:
             thread.join()
     except BaseException:
         stream.stopped.set()
         for thread in pool:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         raise
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise ExceptionGroup("several workers failed", errors)
+        raise BaseExceptionGroup("several workers failed", errors)
