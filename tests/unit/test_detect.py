@@ -125,6 +125,15 @@ def test_a_parser_that_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) 
     assert "parser failed" in whole(detect.used_map(MemoryBlocks(SIZE)), SIZE)
 
 
+def test_recognising_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Worse(Broken):
+        def recognise(self, reader: object) -> bool:
+            raise IndexError("x")
+
+    monkeypatch.setattr(detect, "KINDS", (Worse(None),))
+    assert "recognising it failed" in whole(detect.used_map(MemoryBlocks(SIZE)), SIZE)
+
+
 def test_a_parser_that_goes_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "KINDS", (Broken(None, Extents.single(0, SIZE + 1)),))
     assert "outside" in whole(detect.used_map(MemoryBlocks(SIZE)), SIZE)

@@ -58,8 +58,11 @@ def used_map(reader: Reader, peers: Peers | None = None) -> UsedMap:
     """
     try:
         found = _recognised(reader)
-    except (FreezeframeError, MemoryError) as error:
+    except FreezeframeError as error:
         return _whole(reader, UNKNOWN, f"what it holds cannot be told: {error}")
+    except Exception as error:
+        log.exception("%s: recognising failed", reader.name)
+        return _whole(reader, UNKNOWN, f"recognising it failed ({error!r}): please report it")
     names = [name for name, _ in found]
     if not found:
         return _unrecognised(reader)

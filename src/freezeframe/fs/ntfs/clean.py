@@ -41,7 +41,8 @@ _LARGEST_PAGE = 64 << 10
 _SMALLEST_LOG = 2 * _LARGEST_PAGE
 
 _HIBERNATION_FILE = "hiberfil.sys"
-_HIBERNATED = (b"hibr", b"HIBR", b"wake", b"WAKE", b"rstr", b"RSTR")
+#: Saved, or just being restored; `wake` would be one that was used up.
+_HIBERNATED = (b"hibr", b"HIBR", b"rstr", b"RSTR")
 _HIBERNATION_HEADER = 4096
 #: The root folder's index: more than that is no ordinary volume.
 _LARGEST_INDEX = 16 << 20
