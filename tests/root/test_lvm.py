@@ -24,6 +24,7 @@ from freezeframe.fs.detect import used_map as detected
 from freezeframe.fs.lvm import LvmKind
 from freezeframe.system.run import run
 from freezeframe.testing.attach import attached
+from freezeframe.testing.fs_contract import check_kind
 from freezeframe.testing.fsproof import (
     PlainFile,
     loop_mounted,
@@ -109,20 +110,26 @@ class Tools:
         return found
 
     def write(self, volume: str, content: Path) -> None:
-        with content.open("rb") as source:
+        with content.open("rb") as source, self.opened(os.O_WRONLY) as files:
             for device, offset, length in self.places(volume):
-                target = os.open(device, os.O_WRONLY)
-                os.pwrite(target, source.read(length), offset)
-                os.fsync(target)
-                os.close(target)
+                os.pwrite(files[device], source.read(length), offset)
+            for file in files.values():
+                os.fsync(file)
 
     def read(self, volume: str, target: Path) -> Path:
-        with target.open("wb") as file:
+        with target.open("wb") as file, self.opened(os.O_RDONLY) as files:
             for device, offset, length in self.places(volume):
-                source = os.open(device, os.O_RDONLY)
-                file.write(os.pread(source, length, offset))
-                os.close(source)
+                file.write(os.pread(files[device], length, offset))
         return target
+
+    @contextlib.contextmanager
+    def opened(self, mode: int) -> Iterator[dict[str, int]]:
+        files = {device: os.open(device, mode) for device in self.devices}
+        try:
+            yield files
+        finally:
+            for file in files.values():
+                os.close(file)
 
     def allocated(self, device: str) -> Extents:
         """Return what all volumes take of one device, from what `pvs` says."""
@@ -232,15 +239,16 @@ def test_metadata_goes_round_its_ring_and_lies_in_two_areas(tmp_path: Path) -> N
     group = Group(tmp_path, 2, size=40 * MIB)
     with group.open() as tools:
         first, second = tools.devices
-        tools("pvcreate", "-y", "--metadatasize", "16k", "--pvmetadatacopies", "2", first)
+        small = ("--metadatasize", "16k", "--dataalignment", "64k")
+        tools("pvcreate", "-y", *small, "--pvmetadatacopies", "2", first)
         tools("pvcreate", "-y", "--pvmetadatacopies", "0", "--bootloaderareasize", "1m", second)
         tools("vgcreate", "vg", *tools.devices)
         tools.volume("one", "-L", "4M")
         wraps = 0
-        for number in range(24):
-            tools("lvchange", "--addtag", f"tag{number}", "vg/one")
+        for number in range(20):
+            tools("lvchange", "--addtag", f"tag{number}" + "x" * 500, "vg/one")
             texts = [next(iter(used.pieces.values())).decode() for used in group.maps()]
-            assert f'"tag{number}"' in texts[0]
+            assert f'"tag{number}x' in texts[0]
             assert texts[0] == texts[1]
             command = ("lvm", "pvck", *LVM_OPTIONS, "--dump", "headers", first)
             report = run(command).stdout.decode()
@@ -351,6 +359,17 @@ def test_what_is_not_plain_counts_as_a_whole(volumes: str, tmp_path: Path) -> No
         header = Extents.of([(0, START), (START + 29 * EXTENT, 120 * MIB)])
         assert used.used == header | all_of_it
         assert not any(inner.understood for inner in used.inside.values())
+
+
+def test_contract(tmp_path: Path) -> None:
+    group = Group(tmp_path, 2, size=24 * MIB)
+    with group.open() as tools:
+        tools.create()
+        tools.volume("one", "-L", "8M", "-i", "2", "-I", "4k")
+        image = tmp_path / "content"
+        ext4(image, 8 * MIB)
+        tools.write("one", image)
+    check_kind(KIND, group.files[0], peers=group.files[1:])
 
 
 def test_a_missing_disk(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def _read_text(reader: Reader, area: Area, location: TextLocation, size: int) ->
     """Read a text out of the ring that begins after the area's header."""
     first = min(location.length, size - location.offset)
     data = reader.read_at(area.start + location.offset, first)
-    data += reader.read_at(area.start + MDA_HEADER_SIZE, location.length - first)
+    if first < location.length:
+        data += reader.read_at(area.start + MDA_HEADER_SIZE, location.length - first)
     if checksum(data) != location.checksum:
         raise NotUnderstood("an LVM text does not have the checksum it should have")
     return data.rstrip(b"\0")
