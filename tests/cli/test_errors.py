@@ -167,7 +167,7 @@ def test_a_damaged_index_is_named(program: Program, disk: Path) -> None:
     told = program("images")
     assert index.name[:8] in told.err
     assert "damaged" in told.out
-    assert index.name[:8] in program("verify", code=1).err
+    assert index.name[:8] in program("verify", code=1).out
     assert index.name[:8] in program("check", code=1).out
 
 

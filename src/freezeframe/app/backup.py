@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import os
 import platform
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from pathlib import Path
 import freezeframe
 from freezeframe.app.session import index_for_writing
 from freezeframe.backup.pipeline import Unreadable, store_chunks
-from freezeframe.backup.plan import DiskPlan, PlannedRegion, Source, plan_disks
+from freezeframe.backup.plan import DiskPlan, PlannedRegion, Source, plan_disks, safe_name
 from freezeframe.block.open import open_source
 from freezeframe.core.clock import Clock, SystemClock
 from freezeframe.core.errors import SourceBusy, UsageError
@@ -32,6 +35,7 @@ from freezeframe.image.writer import ImageWriter
 from freezeframe.repo.repository import Repository
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.repo.writer import BlobWriter
+from freezeframe.system import sysfs
 from freezeframe.system.disks import describe_source
 from freezeframe.system.holders import source_holders
 
@@ -67,51 +71,77 @@ def backup_offline(
     clock = clock or SystemClock()
     begun, created = clock.monotonic(), clock.now()
     with ExitStack() as stack:
-        sources = [_open(path, stack) for path in _without_repeats(paths)]
+        named = without_repeats(paths)
+        sources = [_open(path, stack) for path in named]
         stack.enter_context(repository.lock())
         index = index_for_writing(repository, progress)
         plans = plan_disks(sources, everything=everything)
         for plan in plans:
             _tell(plan, progress)
+        # What cannot be written down must be known now, not after hours.
+        manifests.encode(_manifest(plans, Unreadable(len(plans)), created, Proof()))
         writer = stack.enter_context(BlobWriter(repository, index))
         image = ImageWriter(repository, writer, [plan.layout.size for plan in plans])
         progress.start("image", sum(plan.to_read.total for plan in plans))
         unreadable = store_chunks(plans, image, progress, threads=threads)
         writer.flush()
-        for source in sources:
+        for path in named:
             # A mount that was read-only at the start may have been made writable since.
-            if holders := source_holders(source.path):
-                raise SourceBusy(source.path, holders, hint="no image was made: run it again")
-        manifest = Manifest(
-            format=manifests.FORMAT,
-            program=f"freezeframe {freezeframe.__version__}",
-            created=created,
-            mode=Mode.OFFLINE,
-            host=this_host(),
-            disks=tuple(disk_record(plan, unreadable, number) for number, plan in enumerate(plans)),
-            proof=Proof(
-                bytes_read=sum(plan.to_read.total for plan in plans) - unreadable.total,
-                bytes_new=writer.stats.plain_bytes,
-                bytes_stored=writer.stats.stored_bytes,
-                seconds=round(clock.monotonic() - begun, 3),
-                unreadable_bytes=unreadable.total,
-            ),
+            if holders := source_holders(path):
+                raise SourceBusy(path, holders, hint="no image was made: run it again")
+        proof = Proof(
+            bytes_read=sum(plan.to_read.total for plan in plans) - unreadable.total,
+            bytes_new=writer.stats.plain_bytes,
+            bytes_stored=writer.stats.stored_bytes,
+            seconds=round(clock.monotonic() - begun, 3),
+            unreadable_bytes=unreadable.total,
         )
+        manifest = _manifest(plans, unreadable, created, proof)
         snapshot = image.commit(
             manifest, [plan.used for plan in plans], {plan.name: pieces(plan) for plan in plans}
         )
     return BackupResult(snapshot, manifest, unreadable.total)
 
 
-def _without_repeats(paths: Sequence[str]) -> list[str]:
-    """Drop a disk that is named twice, by whatever names."""
-    return list({str(Path(path).resolve()): path for path in paths}.values())
+def without_repeats(paths: Sequence[str]) -> list[str]:
+    """Drop a disk that is named twice, by whatever names; what cannot be reached is kept.
+
+    Raises `UsageError` where a disk and a partition of it are named.
+    """
+    kept: dict[tuple[str, int, int], str] = {}
+    parts: dict[str, str] = {}
+    wholes: dict[str, str] = {}
+    for path in paths:
+        identity = _identity(path)
+        if identity in kept:
+            continue
+        kept[identity] = path
+        if (node := sysfs.node_of(path)) is not None:
+            (parts if node.partition else wholes)[node.whole.number] = path
+    for number in parts.keys() & wholes.keys():
+        raise UsageError(
+            f"{parts[number]} is a partition of {wholes[number]}",
+            hint="the disk is imaged with its partitions: name the disk alone",
+        )
+    return list(kept.values())
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return path, 0, 0
+    if stat.S_ISBLK(status.st_mode):
+        return "device", status.st_rdev, 0
+    return "file", status.st_dev, status.st_ino
 
 
 def _open(path: str, stack: ExitStack) -> Source:
     reader = stack.enter_context(open_source(path))
     about = describe_source(path)
-    return Source(reader, str(Path(path).absolute()), about.model, about.serial)
+    # Names of files are bytes; what stands in a repository is text.
+    shown = os.fsencode(Path(path).absolute()).decode(errors="backslashreplace")
+    return Source(reader, shown, about.model, about.serial)
 
 
 def _tell(plan: DiskPlan, progress: Progress) -> None:
@@ -145,6 +175,20 @@ def this_host() -> Host:
         system = ""
     return Host(
         name=platform.node(), kernel=platform.release(), system=system, machine_id=machine_id
+    )
+
+
+def _manifest(
+    plans: Sequence[DiskPlan], unreadable: Unreadable, created: dt.datetime, proof: Proof
+) -> Manifest:
+    return Manifest(
+        format=manifests.FORMAT,
+        program=f"freezeframe {freezeframe.__version__}",
+        created=created,
+        mode=Mode.OFFLINE,
+        host=this_host(),
+        disks=tuple(disk_record(plan, unreadable, number) for number, plan in enumerate(plans)),
+        proof=proof,
     )
 
 
@@ -209,5 +253,6 @@ def pieces(plan: DiskPlan) -> dict[str, bytes]:
     found = dict(plan.layout.pieces)
     for part in plan.regions:
         for name, data in (part.content.pieces if part.content else {}).items():
-            found[f"{part.region.role.value}-{part.region.number}-{name}"] = data
+            plain = safe_name(name)
+            found[f"{part.region.role.value}-{part.region.number}-{plain}"] = data
     return found

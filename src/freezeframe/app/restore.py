@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,39 +73,93 @@ def prepare_restore(image: ImageReader, options: RestoreOptions) -> PreparedRest
 
 
 def execute(prepared: PreparedRestore, progress: Progress) -> None:
-    """Do what the plan says. A new file that could not be finished is removed again."""
-    plan, target = prepared.plan, prepared.plan.target
+    """Do what the plan says.
+
+    A new file appears under its name when it is finished, and not at all otherwise. A
+    target that was there before is incomplete after a failure: a note of the exception
+    says so.
+    """
+    if prepared.plan.target.blank:
+        _make_file(prepared, progress)
+    else:
+        _overwrite(prepared, progress)
+
+
+def _overwrite(prepared: PreparedRestore, progress: Progress) -> None:
+    target = prepared.plan.target
+    with open_target(target.path) as writer:
+        if writer.size != target.size:
+            raise TargetUnsuitable(
+                f"{target.path} has {writer.size} bytes, the plan was made for {target.size}",
+                hint="run it again",
+            )
+        with _said_incomplete(target.path):
+            _write(prepared, writer, progress)
+    with _said_incomplete(target.path):
+        finish_restore(prepared.plan, target.path, progress)
+
+
+@contextmanager
+def _said_incomplete(path: str) -> Iterator[None]:
     try:
-        with _open(plan) as writer:
-            execute_restore(
-                plan,
-                prepared.image,
-                prepared.blobs,
-                writer,
-                progress,
-                threads=prepared.options.threads,
-            )
-        finish_restore(plan, progress)
-        if prepared.format != "raw":
-            progress.start(f"write {prepared.format}", 0)
-            run(
-                [
-                    "qemu-img",
-                    "convert",
-                    "-f",
-                    "raw",
-                    "-O",
-                    prepared.format,
-                    target.path,
-                    prepared.options.to,
-                ]
-            )
-    except BaseException:
-        if target.blank:
-            Path(target.path).unlink(missing_ok=True)
+        yield
+    except BaseException as error:
+        error.add_note(f"{path} is incomplete now: restore to it again before it is used")
         raise
-    if prepared.format != "raw":
-        Path(target.path).unlink()
+
+
+def _write(prepared: PreparedRestore, writer: Writer, progress: Progress) -> None:
+    execute_restore(
+        prepared.plan,
+        prepared.image,
+        prepared.blobs,
+        writer,
+        progress,
+        threads=prepared.options.threads,
+    )
+
+
+def _make_file(prepared: PreparedRestore, progress: Progress) -> None:
+    """Write a file beside its final place; sparse and raw at first, whatever it becomes."""
+    final = Path(prepared.options.to)
+    raw = final.with_name(f"{final.name}.unfinished-{os.getpid()}")
+    converted = raw.with_name(f"{raw.name}.{prepared.format}")
+    try:
+        with open_target(raw, size=prepared.plan.target.size) as writer:
+            _write(prepared, writer, progress)
+        finish_restore(prepared.plan, str(raw), progress)
+        if prepared.format == "raw":
+            _give_name(raw, final)
+            return
+        progress.start(f"write {prepared.format}", 0)
+        run(["qemu-img", "convert", "-f", "raw", "-O", prepared.format, str(raw), str(converted)])
+        _give_name(converted, final)
+        raw.unlink()
+    except BaseException:
+        # Nobody else's: the names are of this process.
+        raw.unlink(missing_ok=True)
+        converted.unlink(missing_ok=True)
+        raise
+
+
+def _give_name(unfinished: Path, final: Path) -> None:
+    """Name a finished file, once it is on stable storage; never replace another."""
+    if os.path.lexists(final):
+        raise TargetUnsuitable(f"{final} was made by somebody else meanwhile")
+    try:
+        _synchronise(unfinished)
+        unfinished.rename(final)
+        _synchronise(final.absolute().parent)
+    except OSError as error:
+        raise TargetUnsuitable(f"{final} cannot be finished: {error.strerror}") from error
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def choose_disk(image: ImageReader, name: str) -> DiskRecord:
@@ -123,10 +179,11 @@ def choose_disk(image: ImageReader, name: str) -> DiskRecord:
 def _target(image: ImageReader, disk: DiskRecord, options: RestoreOptions, form: str) -> Target:
     """Look at the target without opening it for writing."""
     path = Path(options.to)
+    _refuse_repository(image.repository.store.location, path)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return _new_file(disk, options, form)
+        return _new_file(disk, options)
     except OSError as error:
         raise TargetUnsuitable(f"{path} cannot be reached: {error.strerror}") from error
     if form != "raw":
@@ -135,32 +192,36 @@ def _target(image: ImageReader, disk: DiskRecord, options: RestoreOptions, form:
         )
     if options.size:
         raise UsageError("--size is for a file that does not exist yet")
-    store = image.repository.store
-    local = store.location if Path(store.location).exists() else ""
-    if local and stat.S_ISBLK(mode) and lies_on(local, str(path)):
-        raise TargetUnsuitable(
-            f"{path} holds the repository itself", hint="choose another disk to restore to"
-        )
     size, sector = probe_target(str(path))
     return Target(str(path), size, sector if stat.S_ISBLK(mode) else 0, blank=False)
 
 
-def _new_file(disk: DiskRecord, options: RestoreOptions, form: str) -> Target:
+def _refuse_repository(location: str, path: Path) -> None:
+    """Refuse what the repository lies on, and what lies in it."""
+    folder = Path(location)
+    if not folder.exists():
+        return
+    if path.exists() and lies_on(folder, path):
+        raise TargetUnsuitable(
+            f"{path} holds the repository itself", hint="choose another disk to restore to"
+        )
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise TargetUnsuitable(
+            f"{path} lies in the repository", hint="choose a place outside of it"
+        )
+
+
+def _new_file(disk: DiskRecord, options: RestoreOptions) -> Target:
     path = Path(options.to)
+    if path.is_symlink():
+        raise TargetUnsuitable(f"{path} is a link to nothing", hint="name what it should lead to")
     if not path.parent.is_dir():
         raise TargetUnsuitable(
             f"there is no folder {path.parent}", hint="make it, or name another file"
         )
-    if str(path).startswith("/dev/"):
+    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm"):
         raise TargetUnsuitable(f"there is no device {path}", hint="list them: freezeframe disks")
     size = disk.size
     if options.partition is not None and (region := disk.partition(options.partition)):
         size = region.length
-    # Other formats are made from a raw file beside it: sparse, and removed afterwards.
-    raw = str(path) if form == "raw" else f"{path}.{os.getpid()}.raw"
-    return Target(raw, options.size or size, 0, blank=True)
-
-
-def _open(plan: RestorePlan) -> Writer:
-    target = plan.target
-    return open_target(target.path, size=target.size if target.blank else None)
+    return Target(str(path), options.size or size, 0, blank=True)

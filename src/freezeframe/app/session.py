@@ -9,7 +9,7 @@ from freezeframe.core.errors import FreezeframeError, RepositoryDamaged, StoreEr
 from freezeframe.core.progress import Progress, Silent
 from freezeframe.image.reader import ImageReader, find_image, images
 from freezeframe.repo.index import Index
-from freezeframe.repo.repository import Repository, open_repository
+from freezeframe.repo.repository import OnDamage, Repository, open_repository
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.store.open import open_store
 
@@ -31,19 +31,26 @@ def opened_images(
 
 @contextmanager
 def listed_images(
-    repository: Repository, names: Sequence[str] = (), progress: Progress | None = None
+    repository: Repository,
+    names: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    on_damage: OnDamage | None = None,
 ) -> Iterator[list[tuple[Snapshot, ImageReader | FreezeframeError]]]:
     """Hold a shared lock and open the named images, all where none is named.
 
-    One that is damaged gives its error, and the others are there all the same.
+    One that is damaged gives its error, and the others are there all the same. What cannot
+    even be listed (a damaged snapshot or index) is told to `on_damage`, or as a note.
     """
-    with _reading(repository, progress or Silent()) as (index, found):
+    with _reading(repository, progress or Silent(), on_damage) as (index, found):
         wanted = [find_image(found, name) for name in names] or found
         yield [(snapshot, _open(repository, index, snapshot)) for snapshot in wanted]
 
 
 @contextmanager
-def _reading(repository: Repository, progress: Progress) -> Iterator[tuple[Index, list[Snapshot]]]:
+def _reading(
+    repository: Repository, progress: Progress, on_damage: OnDamage | None = None
+) -> Iterator[tuple[Index, list[Snapshot]]]:
     """Lock, and load what there is: a damaged index or snapshot is told, and left out.
 
     What the damage costs shows where it matters, by the image it hits.
@@ -58,8 +65,8 @@ def _reading(repository: Repository, progress: Progress) -> Iterator[tuple[Index
         except StoreError as error:
             # A repository on read-only media can be read all the same: nobody else writes there.
             progress.note(f"reading without a lock: {error.message}")
-        index = repository.load_index(progress, on_damage=tell)
-        yield index, images(repository, on_damage=tell)
+        index = repository.load_index(progress, on_damage=on_damage or tell)
+        yield index, images(repository, on_damage=on_damage or tell)
 
 
 def _open(

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from freezeframe.app.restore import choose_disk
 from freezeframe.app.session import listed_images, opened_images
 from freezeframe.block.open import open_source
-from freezeframe.core.errors import FreezeframeError, UsageError
+from freezeframe.core.errors import FreezeframeError, NoSuchImage, RepositoryDamaged, UsageError
 from freezeframe.core.progress import Progress
 from freezeframe.repo.repository import Repository
 from freezeframe.restore.verify import Damage, merge, verify_against, verify_images
+from freezeframe.store.base import Kind
 
 
 def verify_named(
@@ -20,9 +21,21 @@ def verify_named(
     *,
     threads: int | None = None,
 ) -> list[Damage]:
-    """Read the named images back (all where none is named); return what is damaged."""
-    with listed_images(repository, names, progress) as found:
-        damage, whole = [], []
+    """Read the named images back (all where none is named); return what is damaged.
+
+    Raises `NoSuchImage` where there is nothing to verify: that all is well would be no
+    true answer.
+    """
+    damage: list[Damage] = []
+
+    def tell(error: RepositoryDamaged) -> None:
+        what = "a snapshot" if error.kind == Kind.SNAPSHOTS else f"its {error.kind}"
+        damage.append(Damage("the repository", "any", 0, 0, what, error.message))
+
+    with listed_images(repository, names, progress, on_damage=tell) as found:
+        if not found and not damage:
+            raise NoSuchImage("the repository holds no image yet: there is nothing to verify")
+        whole = []
         for snapshot, image in found:
             if isinstance(image, FreezeframeError):
                 damage.append(

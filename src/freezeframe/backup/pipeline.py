@@ -15,6 +15,7 @@ from freezeframe.backup.chunks import ChunkJob, chunk_jobs
 from freezeframe.backup.plan import DiskPlan
 from freezeframe.block.device import aligned_buffer
 from freezeframe.block.salvage import read_salvaging
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import CHUNK
@@ -53,18 +54,34 @@ def store_chunks(
     """Read and store everything the plans say must be read.
 
     Sectors that cannot be read are stored as zeros and returned. Raises what reading or
-    storing raises: the image is then not to be committed.
+    storing raises, and `FreezeframeError` where a chunk was left out: the image is then not
+    to be committed.
     """
     jobs = chain.from_iterable(
         chunk_jobs(number, plan.to_read, plan.layout.size) for number, plan in enumerate(plans)
     )
     unreadable = Unreadable(len(plans))
 
+    workers: list[_Worker] = []
+
     def make_worker() -> Callable[[ChunkJob], None]:
-        return _Worker(plans, image.chunk_store(), unreadable, progress)
+        worker = _Worker(plans, image.chunk_store(), unreadable, progress)
+        workers.append(worker)
+        return worker
 
     run_workers(jobs, make_worker, threads=threads)
+    stored, wanted = sum(worker.stored for worker in workers), _planned(plans)
+    if stored != wanted:
+        # A chunk that nobody stored would be zeros in the image, and nobody would know.
+        raise FreezeframeError(
+            f"only {stored} of {wanted} chunks were stored; no image was made",
+            hint="this is a mistake of freezeframe: please report it",
+        )
     return unreadable
+
+
+def _planned(plans: Sequence[DiskPlan]) -> int:
+    return sum(len(plan.to_read.units(CHUNK)) for plan in plans)
 
 
 class _Worker:
@@ -83,6 +100,8 @@ class _Worker:
         self._progress = progress
         self._buffer = aligned_buffer(CHUNK)
         self._zeros = bytes(CHUNK)
+        #: Chunks done.
+        self.stored = 0
 
     def __call__(self, job: ChunkJob) -> None:
         chunk = self._buffer[: job.length]
@@ -99,6 +118,7 @@ class _Worker:
             filled = stop
         chunk[filled:] = self._zeros[: job.length - filled]
         self._store.put(job.disk, job.number, chunk)
+        self.stored += 1
         self._progress.advance(sum(stop - start for start, stop in job.parts))
 
 

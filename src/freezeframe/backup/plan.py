@@ -11,14 +11,15 @@ from freezeframe.block.base import Reader
 from freezeframe.block.window import Window
 from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import GIB, human_size
+from freezeframe.core.units import human_size
 from freezeframe.fs.base import PeerList, Peers, UsedMap
 from freezeframe.fs.detect import used_map
+from freezeframe.image.manifest import LARGEST_DISK
 from freezeframe.layout.base import DiskLayout, Region, Role
 from freezeframe.layout.capture import capture
 
-#: Segments are numbered with five digits, so that a shell lists them in order of offset.
-LARGEST_DISK = 100_000 * GIB
+#: Characters of a disk's name: with a number behind, a file's name still.
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,17 @@ def _plan_region(
     return PlannedRegion(region, content, content.used.shift(region.start) & span)
 
 
+def safe_name(name: str) -> str:
+    """Return a name that may stand in any tree: of `[A-Za-z0-9._-]` only."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
 def _names(paths: Sequence[str]) -> list[str]:
     """Give each disk a folder name of `[A-Za-z0-9._-]`, no two the same."""
     taken: dict[str, int] = {}
     names = []
     for path in paths:
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePath(path).name).strip(".-") or "disk"
+        plain = safe_name(PurePath(path).name).strip(".-")[:_LONGEST_NAME] or "disk"
         name, count = plain, 1
         while name in taken:
             count += 1

@@ -7,11 +7,12 @@ interrupted.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
 import click
-import msgspec
 
 import freezeframe
 from freezeframe.cli.commands import (
@@ -25,6 +26,7 @@ from freezeframe.cli.commands import (
     verify,
 )
 from freezeframe.cli.options import common_options
+from freezeframe.cli.output import json_line, printable
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.system.interrupt import orderly_stop
 
@@ -71,31 +73,62 @@ def run(arguments: list[str]) -> int:
             )
     except FreezeframeError as error:
         return _report([error], json=json)
-    except ExceptionGroup as errors:
-        known, unknown = errors.split(FreezeframeError)
-        if unknown is not None:
-            raise
-        return _report([e for e in _flat(known) if isinstance(e, FreezeframeError)], json=json)
     except click.ClickException as error:
         if json:
             _print_json(error.exit_code, error.format_message(), "")
         else:
             error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return _interrupted(json=json)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _interrupted(error, json=json)
     except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to say to anybody.
-        sys.stderr.close()
-        return 1
+        return _nobody_reads()
+    except OSError as error:
+        return _report([_of_system(error)], json=json)
+    except ExceptionGroup as errors:
+        return _several(errors, json=json)
     # What a command gave to `Context.exit`; commands return nothing themselves.
     return ended if isinstance(ended, int) else 0
 
 
-def _flat(errors: BaseExceptionGroup[FreezeframeError] | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in errors.exceptions if errors is not None else ():
-        found += _flat(error) if isinstance(error, BaseExceptionGroup) else [error]
+def _several(errors: ExceptionGroup[Exception], *, json: bool) -> int:
+    """Report what several threads failed of. Raises what nobody foresaw."""
+    flat = _flat(errors)
+    known = [error for error in flat if isinstance(error, FreezeframeError)]
+    known += [_of_system(error) for error in flat if isinstance(error, OSError)]
+    if len(known) < len(flat):
+        raise errors
+    if any(isinstance(error, BrokenPipeError) for error in flat):
+        return _nobody_reads()
+    for note in getattr(errors, "__notes__", ()):
+        known[0].add_note(note)
+    return _report(known, json=json)
+
+
+def _of_system(error: OSError) -> FreezeframeError:
+    """Turn an error of the system that nobody explained into one that is printed."""
+    place = f"{error.filename}: " if error.filename else ""
+    told = FreezeframeError(f"{place}{error.strerror or error}")
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told
+
+
+def _nobody_reads() -> int:
+    """End silently: whoever read our output has gone."""
+    # What is still in its buffer would fail again when Python ends.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return 1
+
+
+def _flat(errors: ExceptionGroup[Exception]) -> list[Exception]:
+    found: list[Exception] = []
+    for error in errors.exceptions:
+        found += _flat(error) if isinstance(error, ExceptionGroup) else [error]
     return found
 
 
@@ -103,24 +136,30 @@ def _report(errors: Sequence[FreezeframeError], *, json: bool) -> int:
     """Print what went wrong and what to do next."""
     seen = list({error.message: error for error in errors}.values())
     for error in seen:
+        notes: Sequence[str] = getattr(error, "__notes__", ())
         if json:
-            _print_json(error.exit_code, error.message, error.hint)
+            _print_json(error.exit_code, error.message, error.hint, notes)
             continue
-        click.echo(f"freezeframe: {error.message}", err=True)
+        for line in (f"freezeframe: {error.message}", *notes):
+            click.echo(printable(line), err=True)
         if error.hint:
-            click.echo(f"  → {error.hint}", err=True)
+            click.echo(printable(f"  → {error.hint}"), err=True)
     return seen[0].exit_code
 
 
-def _interrupted(*, json: bool) -> int:
-    text = "interrupted; nothing half-made is left to be seen"
+def _interrupted(error: BaseException, *, json: bool) -> int:
+    notes: Sequence[str] = getattr(error, "__notes__", ())
     if json:
-        _print_json(INTERRUPTED, text, "")
+        _print_json(INTERRUPTED, "interrupted", "", notes)
     else:
-        click.echo(f"freezeframe: {text}", err=True)
+        for line in ("freezeframe: interrupted", *notes):
+            click.echo(printable(line), err=True)
     return INTERRUPTED
 
 
-def _print_json(code: int, message: str, hint: str) -> None:
-    record = {"message_type": "exit_error", "code": code, "message": message, "hint": hint}
-    click.echo(msgspec.json.encode(record).decode())
+def _print_json(code: int, message: str, hint: str, notes: Sequence[str] = ()) -> None:
+    """Print the last object of a stream. Nobody may be left to read it."""
+    fields = {"code": code, "message": message, "hint": hint, "notes": list(notes)}
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.buffer.write(json_line("exit_error", fields))
+        sys.stdout.buffer.flush()

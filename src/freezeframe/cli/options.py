@@ -49,14 +49,14 @@ class Settings:
         Order: options, FREEZEFRAME_PASSWORD, …_FILE, …_COMMAND, then restic's names for them.
         """
         if self.password_file:
-            return _from_file(self.password_file)
+            return from_file(self.password_file)
         if self.password_command:
             return _from_command(self.password_command)
         for prefix in ("FREEZEFRAME_", "RESTIC_"):
             if (value := os.environ.get(f"{prefix}PASSWORD")) is not None:
-                return value
+                return _password(os.fsencode(value), f"{prefix}PASSWORD")
             if place := os.environ.get(f"{prefix}PASSWORD_FILE"):
-                return _from_file(place)
+                return from_file(place)
             if command := os.environ.get(f"{prefix}PASSWORD_COMMAND"):
                 return _from_command(command)
         if not sys.stdin.isatty() or self.json:
@@ -79,19 +79,29 @@ def _environment(name: str) -> str | None:
     return os.environ.get(f"FREEZEFRAME_{name}") or os.environ.get(f"RESTIC_{name}")
 
 
-def _from_file(path: str) -> str:
+def from_file(path: str) -> str:
+    """Return the password a file holds, without the end of its line. Raises `UsageError`."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return _password(Path(path).read_bytes(), f"the password file {path}")
     except OSError as error:
         raise UsageError(f"the password file {path} cannot be read: {error.strerror}") from error
-    return text.rstrip("\r\n")
 
 
 def _from_command(command: str) -> str:
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"the password command makes no sense: {error}") from error
     if not words:
         raise UsageError("the password command is empty")
-    return run(words, purpose="to get the password").stdout.decode().rstrip("\r\n")
+    return _password(run(words, purpose="to get the password").stdout, "the password command")
+
+
+def _password(text: bytes, where: str) -> str:
+    try:
+        return text.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} gives no text in UTF-8") from error
 
 
 @dataclass(frozen=True, slots=True)

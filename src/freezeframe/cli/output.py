@@ -6,7 +6,9 @@ where everything is one stream of objects told apart by `message_type`.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from freezeframe.core.units import human_size, human_time
 
@@ -34,6 +37,47 @@ _JSON_EVERY = 1.0
 _PIPE_WIDTH = 160
 
 JsonValue = object
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Return text that any terminal takes: no control characters, no bytes that are no text.
+
+    Names of files and labels of filesystems may hold both.
+    """
+    shown = text.encode(errors="backslashreplace").decode()
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
+
+
+def plain(text: str) -> Text:
+    """Return text to be shown as it is: brackets are no markup, control characters are seen."""
+    return Text(printable(text))
+
+
+def json_line(message_type: str, fields: Mapping[str, JsonValue]) -> bytes:
+    """Return one JSON object and a newline."""
+    record = {"message_type": message_type, **fields}
+    try:
+        return msgspec.json.encode(record) + b"\n"
+    except UnicodeEncodeError:
+        # A name of a file that is no text: JSON knows an escape for that.
+        return json.dumps(record).encode() + b"\n"
+
+
+class _Console(Console):
+    """A console that ends nothing but itself when nobody reads any more."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more; rich would end the thread, and with it the work of that thread.
+
+        Without its results a command has failed; without its progress it has not.
+        """
+        self.quiet = True
+        if not self.stderr:
+            raise BrokenPipeError
 
 
 class Output:
@@ -44,8 +88,8 @@ class Output:
         self.quiet = quiet
         # A pipe or file has no width: wide enough that tables stay in one piece.
         width = None if sys.stdout.isatty() else _PIPE_WIDTH
-        self.console = Console(highlight=False, soft_wrap=True, width=width)
-        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _Console(width=width)
+        self._errors = _Console(stderr=True)
         self._lock = threading.Lock()
         self._stage: _Stage | None = None
         self._live: Progress | None = None
@@ -70,14 +114,14 @@ class Output:
         """Print something for people; nothing in JSON."""
         if not self.json:
             self.finish()
-            self.console.print(thing)
+            self.console.print(plain(thing) if isinstance(thing, str) else thing)
 
     def record(self, message_type: str, fields: Mapping[str, JsonValue]) -> None:
         """Print one JSON object; nothing for people."""
         if self.json:
-            line = msgspec.json.encode({"message_type": message_type, **fields})
+            line = json_line(message_type, fields)
             with self._lock:
-                sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
 
     # -- progress -------------------------------------------------------------------
@@ -156,7 +200,7 @@ class Output:
         if self.json:
             self.record("note", {"text": text})
         elif not self.quiet:
-            self._errors.print(text, markup=False)
+            self._errors.print(printable(text), markup=False)
 
 
 class _Stage:

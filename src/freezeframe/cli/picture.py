@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from freezeframe.cli.output import plain, printable
 from freezeframe.core.units import human_size
 from freezeframe.image.manifest import DiskRecord, RegionRecord
 
@@ -31,7 +32,8 @@ def disk_picture(disk: DiskRecord, *, taken: str = "") -> Group:
     shown = _coloured(disk.regions)
     facts = [disk.path, human_size(disk.size), f"table: {disk.table}"]
     facts += [fact for fact in (disk.model, disk.serial, taken) if fact]
-    title = Text(disk.name, style="bold").append(f"  {' · '.join(facts)}", style="not bold")
+    title = Text(disk.name, style="bold")
+    title.append(printable(f"  {' · '.join(facts)}"), style="not bold")
     return Group(title, _bar(shown, disk.size), _table(shown))
 
 
@@ -79,18 +81,18 @@ def _table(shown: Sequence[Shown]) -> Table:
             f"{region.role}{number}",
             human_size(region.length),
             human_size(region.used),
-            Text(region.content),
-            Text(region.label or region.name),
-            Text(region.type_name),
+            plain(region.content),
+            plain(region.label or region.name),
+            plain(region.type_name),
             how,
         )
         for volume in region.volumes:
             table.add_row(
                 "",
-                Text(f"  volume {volume.name}"),
+                plain(f"  volume {volume.name}"),
                 human_size(volume.size),
                 human_size(volume.used),
-                Text(volume.content),
-                Text(volume.label),
+                plain(volume.content),
+                plain(volume.label),
             )
     return table

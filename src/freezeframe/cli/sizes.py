@@ -15,6 +15,7 @@ def size_in_bytes(context: click.Context, parameter: click.Parameter, value: str
     if value is None:
         return 0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
-    if match is None:
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if not 0 < size < 1 << 63:
         raise click.BadParameter(f"{value!r} is no size; write it as 64G or 512M")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return size

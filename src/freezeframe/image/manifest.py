@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import math
 
 import msgspec
 
 from freezeframe.core.errors import FreezeframeError, RepositoryDamaged
 from freezeframe.core.extents import Extents
+from freezeframe.core.units import MIB, SEGMENT
+from freezeframe.layout.base import Role, Table
 
 FORMAT = 1
+_SECTORS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_LARGEST_NUMBER = (1 << 63) - 1
 NAME = "freezeframe.json"
 #: Every image's snapshot carries it; that is how images are told from other snapshots.
 TAG = "freezeframe"
+#: Bytes of a manifest, at most; a disk with a million unreadable ranges needs a tenth.
+LARGEST = 256 * MIB
+#: Bytes of a disk, at most: segments are numbered with five digits, so that a shell lists
+#: them in order of offset.
+LARGEST_DISK = 100_000 * SEGMENT
 
 
 class Mode(enum.StrEnum):
@@ -160,15 +170,20 @@ class _Version(msgspec.Struct):
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Write a manifest as indented JSON, so that people may read it without us."""
+    """Write a manifest as indented JSON, so that people may read it without us.
+
+    Raises `FreezeframeError` for one that `decode` would refuse.
+    """
+    if wrong := _nonsense(manifest):
+        raise FreezeframeError(f"the manifest of the image would make no sense: {wrong}")
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
 def decode(data: bytes, image: str) -> Manifest:
     """Read a manifest.
 
-    Raises `RepositoryDamaged` where it is no manifest, `FreezeframeError` where its format
-    is newer than this program.
+    Raises `RepositoryDamaged` where it is no manifest or one that makes no sense,
+    `FreezeframeError` where its format is newer than this program.
     """
     try:
         version = msgspec.json.decode(data, type=_Version).format
@@ -177,9 +192,47 @@ def decode(data: bytes, image: str) -> Manifest:
                 f"image {image} has format {version}; this program reads up to {FORMAT}",
                 hint="use a newer freezeframe",
             )
-        return msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RepositoryDamaged("image", image, f"its {NAME} is not a manifest: {error}") from error
+    if wrong := _nonsense(manifest):
+        raise RepositoryDamaged("image", image, f"its {NAME} makes no sense: {wrong}")
+    return manifest
+
+
+def _nonsense(manifest: Manifest) -> str:
+    """Return what of a manifest cannot be true; nothing where all can.
+
+    Only what others count on, once it has been read: plans are made of these numbers.
+    """
+    names = [disk.name for disk in manifest.disks]
+    if not names or len(set(names)) < len(names):
+        return "it has no disk, or two of one name"
+    if not math.isfinite(manifest.proof.seconds):
+        return "it took no number of seconds"
+    return next(filter(None, map(_nonsense_of_disk, manifest.disks)), "")
+
+
+def _nonsense_of_disk(disk: DiskRecord) -> str:
+    if not 0 < disk.size <= LARGEST_DISK:
+        return f"disk {disk.name} has {disk.size} bytes"
+    if disk.sector not in _SECTORS:
+        return f"disk {disk.name} has sectors of {disk.sector} bytes"
+    if disk.segment != SEGMENT:
+        return f"disk {disk.name} lies in segments of {disk.segment} bytes, not {SEGMENT}"
+    if disk.table not in list(Table):
+        return f"disk {disk.name} has a table of kind {disk.table!r}"
+    for region in disk.regions:
+        if region.role not in list(Role):
+            return f"disk {disk.name} has a region of kind {region.role!r}"
+        if not 0 <= region.start <= region.start + region.length <= disk.size:
+            return f"a region of disk {disk.name} begins or ends outside of it"
+        if region.number < 0 or not 0 <= region.span <= _LARGEST_NUMBER:
+            return f"a region of disk {disk.name} has impossible numbers"
+    for start, stop in disk.unreadable:
+        if not 0 <= start <= stop <= disk.size:
+            return f"an unreadable range of disk {disk.name} lies outside of it"
+    return ""
 
 
 def pairs(extents: Extents) -> tuple[tuple[int, int], ...]:

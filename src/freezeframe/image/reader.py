@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from freezeframe.core.errors import NoSuchImage, NotUnderstood, RepositoryDamaged
+from freezeframe.core.errors import (
+    FreezeframeError,
+    NoSuchImage,
+    NotUnderstood,
+    RepositoryDamaged,
+)
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import CHUNK, SEGMENT
+from freezeframe.core.units import CHUNK, GIB, SEGMENT
 from freezeframe.image import manifest as manifests
 from freezeframe.image import usedfile
 from freezeframe.image.manifest import DiskRecord, Manifest
@@ -26,12 +31,15 @@ from freezeframe.repo.repository import Repository
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.repo.trees import Node, content_ids, decode_tree
 
+#: Bytes of a piece of the layout, at most: a LUKS header has 16 MiB, nothing has more.
+_LARGEST_PIECE = GIB
+
 
 @dataclass(frozen=True, slots=True)
 class DiskBlobs:
     """Where a disk's bytes lie: blob `i` covers [starts[i], starts[i] + lengths[i])."""
 
-    #: int64, shape (n,), ascending without gaps, from 0.
+    #: int64, shape (n,), ascending; from 0 and without gaps where nothing is damaged.
     starts: NDArray[np.int64]
     #: int64, shape (n,), in bytes.
     lengths: NDArray[np.int64]
@@ -44,14 +52,38 @@ class DiskBlobs:
 
     def data_extents(self) -> Extents:
         """Return what may hold something but zeros."""
-        keep = ~self.zero
+        return self._extents(~self.zero)
+
+    def zero_extents(self) -> Extents:
+        """Return what is known to hold zeros only."""
+        return self._extents(self.zero)
+
+    def _extents(self, keep: NDArray[np.bool_]) -> Extents:
         return Extents.from_arrays(self.starts[keep], (self.starts + self.lengths)[keep])
 
-    def covering(self, start: int, stop: int) -> range:
-        """Return the numbers of the blobs that hold any of [start, stop)."""
-        first = int(np.searchsorted(self.starts, start, "right")) - 1
-        last = int(np.searchsorted(self.starts, stop, "left"))
-        return range(max(first, 0), last)
+    def touching(self, extents: Extents) -> NDArray[np.bool_]:
+        """Flag the blobs that hold any byte of a set: bool, shape (n,)."""
+        if not extents:
+            return np.zeros(len(self.starts), np.bool_)
+        first = np.searchsorted(extents.stops, self.starts, "right")
+        following = np.append(extents.starts, np.iinfo(np.int64).max)[first]
+        flags: NDArray[np.bool_] = following < self.starts + self.lengths
+        return flags
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """One segment's blobs and used map; offsets in bytes from its start."""
+
+    ids: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    zero: NDArray[np.bool_]
+    used: Extents
+
+
+#: Told of each stretch [start, stop) of a disk that cannot be known, and why.
+OnDamage = Callable[[int, int, FreezeframeError], None]
 
 
 class ImageReader:
@@ -64,51 +96,68 @@ class ImageReader:
         self.blobs = BlobReader(repository, index)
         self._root = self._tree(bytes.fromhex(snapshot.tree))
         self.manifest: Manifest = manifests.decode(
-            self._content(self._node(self._root, manifests.NAME)), snapshot.short_id
+            self._content(self._node(self._root, manifests.NAME), manifests.LARGEST),
+            snapshot.short_id,
         )
 
     # -- the parts ------------------------------------------------------------------
 
     def pieces(self, disk: DiskRecord) -> dict[str, bytes]:
         """Return the layout's files of a disk by name: raw pieces and dumps."""
-        layouts = self._subtree(self._root, "layout")
-        return {
-            name: self._content(node) for name, node in self._subtree(layouts, disk.name).items()
-        }
+        files = self._subtree(self._subtree(self._root, "layout"), disk.name)
+        return {name: self._content(node, _LARGEST_PIECE) for name, node in files.items()}
 
-    def disk_blobs(self, disk: DiskRecord) -> DiskBlobs:
+    def disk_blobs(self, disk: DiskRecord, *, on_damage: OnDamage | None = None) -> DiskBlobs:
         """Return where each byte of a disk lies, and what of it is used.
 
         Raises `RepositoryDamaged` where trees or blobs are missing, or do not add up to the
-        disk's size.
+        disk's size; or tells `on_damage` of each such segment and leaves it out.
         """
-        disks = self._subtree(self._root, "disks")
-        segments = self._subtree(disks, disk.name)
-        ids, used = [], Extents.empty()
-        lengths = []
-        for number, start in enumerate(range(0, disk.size, SEGMENT)):
-            size = min(SEGMENT, disk.size - start)
-            name = segment_name(number)
-            files = self._subtree(segments, name)
-            here = content_ids(self._node(files, DATA))
-            sizes = self._lengths(here)
-            if int(sizes.sum()) != size:
-                raise RepositoryDamaged(
-                    "image",
-                    self.snapshot.short_id,
-                    f"segment {name} of {disk.name} holds {int(sizes.sum())} bytes, not {size}",
-                )
-            ids.append(here)
-            lengths.append(sizes)
-            used = used | self._used(files, start, size)
-        return _assemble(ids, lengths, used)
-
-    def _used(self, files: dict[str, Node], start: int, size: int) -> Extents:
-        if usedfile.NAME not in files:
-            return Extents.single(start, start + size)
-        data = self._content(files[usedfile.NAME])
         try:
-            return usedfile.decode(data, start, size)
+            folders = self._subtree(self._subtree(self._root, "disks"), disk.name)
+        except FreezeframeError as error:
+            if on_damage is None:
+                raise
+            on_damage(0, disk.size, error)
+            return _assemble([], [])
+        known: dict[tuple[str | None, int], _Segment] = {}
+        bases, segments = [], []
+        for number, base in enumerate(range(0, disk.size, SEGMENT)):
+            size = min(SEGMENT, disk.size - base)
+            try:
+                node = self._node(folders, segment_name(number))
+                # Segments nobody uses are all the same one: decoded and held once.
+                key = (node.subtree, size)
+                if key not in known:
+                    known[key] = self._segment(node, size)
+            except FreezeframeError as error:
+                if on_damage is None:
+                    raise
+                on_damage(base, base + size, error)
+                continue
+            bases.append(base)
+            segments.append(known[key])
+        return _assemble(bases, segments)
+
+    def _segment(self, node: Node, size: int) -> _Segment:
+        files = self._folder(node)
+        ids = content_ids(self._node(files, DATA))
+        lengths = self._lengths(ids)
+        if int(lengths.sum()) != size:
+            raise RepositoryDamaged(
+                "image",
+                self.snapshot.short_id,
+                f"its segment {node.name} holds {int(lengths.sum())} bytes, not {size}",
+            )
+        starts = np.cumsum(lengths) - lengths
+        return _Segment(ids, starts, lengths, _zeros(ids, lengths), self._used(files, size))
+
+    def _used(self, files: dict[str, Node], size: int) -> Extents:
+        if usedfile.NAME not in files:
+            return Extents.single(0, size)
+        data = self._content(files[usedfile.NAME], usedfile.LARGEST)
+        try:
+            return usedfile.decode(data, 0, size)
         except NotUnderstood as error:
             raise RepositoryDamaged("image", self.snapshot.short_id, error.message) from error
 
@@ -125,35 +174,69 @@ class ImageReader:
         return {node.name: node for node in decode_tree(self.blobs.read(BlobKind.TREE, tree_id))}
 
     def _subtree(self, nodes: dict[str, Node], name: str) -> dict[str, Node]:
-        node = self._node(nodes, name)
-        if not node.subtree:
-            raise RepositoryDamaged("image", self.snapshot.short_id, f"{name} is no folder")
-        return self._tree(bytes.fromhex(node.subtree))
+        return self._folder(self._node(nodes, name))
+
+    def _folder(self, node: Node) -> dict[str, Node]:
+        try:
+            tree_id = bytes.fromhex(node.subtree or "")
+        except ValueError:
+            tree_id = b""
+        if len(tree_id) != 32:
+            raise RepositoryDamaged("image", self.snapshot.short_id, f"{node.name} is no folder")
+        return self._tree(tree_id)
 
     def _node(self, nodes: dict[str, Node], name: str) -> Node:
         if name not in nodes:
             raise RepositoryDamaged("image", self.snapshot.short_id, f"{name} is missing from it")
         return nodes[name]
 
-    def _content(self, node: Node) -> bytes:
-        return b"".join(
-            self.blobs.read(BlobKind.DATA, blob.tobytes()) for blob in content_ids(node)
-        )
+    def _content(self, node: Node, largest: int) -> bytes:
+        """Return a small file's bytes, `largest` at most."""
+        ids = content_ids(node)
+        size = int(self._lengths(ids).sum())
+        if size > largest:
+            raise RepositoryDamaged(
+                "image", self.snapshot.short_id, f"its {node.name} has {size} bytes"
+            )
+        return b"".join(self.blobs.read(BlobKind.DATA, blob.tobytes()) for blob in ids)
 
 
-def _assemble(
-    ids: list[NDArray[np.uint8]], lengths: list[NDArray[np.int64]], used: Extents
-) -> DiskBlobs:
-    all_ids = np.concatenate(ids) if ids else np.empty((0, 32), np.uint8)
-    all_lengths = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
-    starts = np.cumsum(all_lengths) - all_lengths
-    zero = np.zeros(len(all_ids), np.bool_)
-    for length in np.unique(all_lengths).tolist():
+def _zeros(ids: NDArray[np.uint8], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Flag the blobs that hold zeros only, by their ids."""
+    zero = np.zeros(len(ids), np.bool_)
+    for length in np.unique(lengths).tolist():
         if length <= CHUNK:
-            zero |= (all_lengths == length) & (
-                all_ids == np.frombuffer(zero_id(length), np.uint8)
-            ).all(axis=1)
-    return DiskBlobs(starts, all_lengths, all_ids, zero, used)
+            known = np.frombuffer(zero_id(length), np.uint8)
+            zero |= (lengths == length) & (ids == known).all(axis=1)
+    return zero
+
+
+def _assemble(bases: Sequence[int], segments: Sequence[_Segment]) -> DiskBlobs:
+    count = sum(len(segment.ids) for segment in segments)
+    blobs = DiskBlobs(
+        starts=np.empty(count, np.int64),
+        lengths=np.empty(count, np.int64),
+        ids=np.empty((count, 32), np.uint8),
+        zero=np.empty(count, np.bool_),
+        used=_joined(bases, [segment.used for segment in segments]),
+    )
+    first = 0
+    for base, segment in zip(bases, segments, strict=True):
+        here = slice(first, first := first + len(segment.ids))
+        blobs.starts[here] = segment.starts + base
+        blobs.lengths[here] = segment.lengths
+        blobs.ids[here] = segment.ids
+        blobs.zero[here] = segment.zero
+    return blobs
+
+
+def _joined(bases: Sequence[int], parts: Sequence[Extents]) -> Extents:
+    shifted = [part.shift(base) for base, part in zip(bases, parts, strict=True)]
+    none = Extents.empty()
+    return Extents.from_arrays(
+        np.concatenate([none.starts, *(part.starts for part in shifted)]),
+        np.concatenate([none.stops, *(part.stops for part in shifted)]),
+    )
 
 
 # -- finding images ------------------------------------------------------------------
@@ -181,7 +264,7 @@ def find_image(found: Sequence[Snapshot], name: str) -> Snapshot:
         )
     if name == "latest":
         return found[-1]
-    matches = [shot for shot in found if shot.id.startswith(name.lower())]
+    matches = [shot for shot in found if name and shot.id.startswith(name.lower())]
     if len(matches) == 1:
         return matches[0]
     problem = "more than one image begins" if matches else "no image begins"

@@ -14,9 +14,11 @@ import numpy as np
 
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import SECTOR
+from freezeframe.core.units import SECTOR, SEGMENT
 
 NAME = "used"
+#: Bytes it may have: every other sector of a segment used.
+LARGEST = SEGMENT // (2 * SECTOR) * 8
 
 
 def encode(used: Extents, start: int, length: int) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from freezeframe.block.base import Writer
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import MIB
@@ -36,19 +39,25 @@ def execute_restore(
         if not target.discard(start, stop - start):
             break
     progress.start("restore", plan.write.total)
-    inside = plan.write
-    numbers = (
-        number
-        for number in range(len(blobs.starts))
-        if inside.touches(
-            int(blobs.starts[number]), int(blobs.starts[number] + blobs.lengths[number])
-        )
-    )
+    zeros = plan.write & blobs.zero_extents()
+    data = plan.write - zeros
+    numbers = np.flatnonzero(blobs.touching(data) & ~blobs.zero)
+    written: list[int] = []
 
     def make_worker() -> Callable[[int], None]:
-        return _Worker(plan, image, blobs, target, progress)
+        work = _Worker(plan, image, blobs, target, progress)
+        return lambda number: written.append(work(number))
 
-    run_workers(numbers, make_worker, threads=threads)
+    run_workers(map(int, numbers), make_worker, threads=threads)
+    if sum(written) != data.total:
+        raise FreezeframeError(
+            f"only {sum(written)} of {data.total} bytes were written to {target.name}",
+            hint="this is a mistake of freezeframe: please report it",
+        )
+    for start, stop in _steps(zeros):
+        if not plan.target.blank:
+            target.zero(start - plan.start, stop - start)
+        progress.advance(stop - start)
     if plan.zero:
         progress.start("zero the rest", plan.zero.total)
         for start, stop in _steps(plan.zero):
@@ -57,16 +66,16 @@ def execute_restore(
     target.flush()
 
 
-def finish_restore(plan: RestorePlan, progress: Progress) -> None:
-    """Adapt the partition table, when the target has been closed."""
+def finish_restore(plan: RestorePlan, path: str, progress: Progress) -> None:
+    """Adapt the partition table, when the target, which lies at `path`, has been closed."""
     if plan.recreate is not None:
-        execute_recreate(plan.recreate, plan.target.path, progress)
+        execute_recreate(plan.recreate, path, progress)
 
 
-def _steps(extents: Extents) -> list[tuple[int, int]]:
-    return [
-        (at, min(at + _STEP, stop)) for start, stop in extents for at in range(start, stop, _STEP)
-    ]
+def _steps(extents: Extents) -> Iterator[tuple[int, int]]:
+    for start, stop in extents:
+        for at in range(start, stop, _STEP):
+            yield at, min(at + _STEP, stop)
 
 
 class _Worker:
@@ -86,18 +95,14 @@ class _Worker:
         self._target = target
         self._progress = progress
 
-    def __call__(self, number: int) -> None:
+    def __call__(self, number: int) -> int:
+        """Write what the plan wants of a blob; return how many bytes that were."""
         start = int(self._blobs.starts[number])
-        stop = start + int(self._blobs.lengths[number])
-        parts = self._plan.write.clip(start, stop)
+        parts = self._plan.write.clip(start, start + int(self._blobs.lengths[number]))
         shift = -self._plan.start
-        if self._blobs.zero[number]:
-            if not self._plan.target.blank:
-                for low, high in parts:
-                    self._target.zero(low + shift, high - low)
-        else:
-            blob_id = self._blobs.ids[number].tobytes()
-            data = memoryview(self._image.blobs.read(BlobKind.DATA, blob_id))
-            for low, high in parts:
-                self._target.write_at(low + shift, data[low - start : high - start])
+        blob_id = self._blobs.ids[number].tobytes()
+        data = memoryview(self._image.blobs.read(BlobKind.DATA, blob_id))
+        for low, high in parts:
+            self._target.write_at(low + shift, data[low - start : high - start])
         self._progress.advance(parts.total)
+        return parts.total

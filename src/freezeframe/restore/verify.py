@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freezeframe.block.base import Reader
+from freezeframe.block.salvage import read_salvaging
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
-from freezeframe.image.manifest import DiskRecord
+from freezeframe.image.manifest import DiskRecord, RegionRecord
 from freezeframe.image.reader import DiskBlobs, ImageReader
+from freezeframe.repo.index import Columns
 from freezeframe.repo.pack import BlobKind
 from freezeframe.system.workers import run_workers
 
@@ -44,45 +47,79 @@ def verify_images(
     An image whose trees are damaged is one finding; the others are still verified.
     """
     damage: list[Damage] = []
-    disks: list[tuple[ImageReader, DiskRecord, DiskBlobs]] = []
+    if not images:
+        return damage
+    columns = images[0].index.columns(BlobKind.DATA)
+    wanted = np.zeros(len(columns), np.bool_)
     for image in images:
         for record in image.manifest.disks:
-            try:
-                disks.append((image, record, image.disk_blobs(record)))
-            except FreezeframeError as error:
-                damage.append(_damage(image, record, 0, record.size, error.message))
-    bad = _bad_blobs([(image, blobs) for image, _, blobs in disks], progress, threads)
-    for image, record, blobs in disks if bad else ():
-        for number in np.flatnonzero(~blobs.zero).tolist():
-            if reason := bad.get(blobs.ids[number].tobytes()):
-                start = int(blobs.starts[number])
-                stop = start + int(blobs.lengths[number])
-                damage.append(_damage(image, record, start, stop, reason))
+            blobs, found = _trees(image, record)
+            damage += found
+            wanted[columns.search(blobs.ids[~blobs.zero])] = True
+            # Each disk's blobs are looked up again where some are bad: many images of a large
+            # disk would not fit into memory together.
+            del blobs
+    bad = _bad_blobs(images[0], columns, np.flatnonzero(wanted), progress, threads)
+    for image in images if bad else ():
+        for record in image.manifest.disks:
+            damage += _damaged_blobs(image, record, columns, bad)
     return damage
 
 
-def _bad_blobs(
-    disks: Sequence[tuple[ImageReader, DiskBlobs]], progress: Progress, threads: int | None
-) -> dict[bytes, str]:
-    """Read each blob of these disks once; return those that are damaged, with the reason."""
-    if not disks:
-        return {}
-    image = disks[0][0]
-    ids = np.unique(np.concatenate([blobs.ids[~blobs.zero] for _, blobs in disks]), axis=0)
-    found = image.index.find_many(BlobKind.DATA, ids)
-    progress.start("verify", int(found.plain_lengths.sum()))
-    bad: dict[bytes, str] = {}
+def _trees(image: ImageReader, record: DiskRecord) -> tuple[DiskBlobs, list[Damage]]:
+    """Read a disk's trees and its layout's pieces; return what is known, and what is damaged."""
+    damage: list[Damage] = []
 
-    def check(number: int) -> None:
-        blob_id = ids[number].tobytes()
+    def tell(start: int, stop: int, error: FreezeframeError) -> None:
+        damage.extend(_damages(image, record, start, stop, error.message))
+
+    blobs = image.disk_blobs(record, on_damage=tell)
+    try:
+        image.pieces(record)
+    except FreezeframeError as error:
+        short = image.snapshot.short_id
+        damage.append(Damage(short, record.name, 0, 0, "its layout's files", error.message))
+    return blobs, damage
+
+
+def _damaged_blobs(
+    image: ImageReader, record: DiskRecord, columns: Columns, bad: dict[int, str]
+) -> Iterator[Damage]:
+    blobs = image.disk_blobs(record, on_damage=_pass)
+    rows = columns.search(blobs.ids)
+    rows[blobs.zero] = -1
+    for number in np.flatnonzero(np.isin(rows, list(bad))).tolist():
+        start = int(blobs.starts[number])
+        stop = start + int(blobs.lengths[number])
+        yield from _damages(image, record, start, stop, bad[int(rows[number])])
+
+
+def _pass(start: int, stop: int, error: FreezeframeError) -> None:
+    """Say nothing: it has been told."""
+
+
+def _bad_blobs(
+    image: ImageReader,
+    columns: Columns,
+    rows: NDArray[np.int64],
+    progress: Progress,
+    threads: int | None,
+) -> dict[int, str]:
+    """Read each of these blobs (rows of the index) once; return those damaged, and why."""
+    # In the order they lie in the packs: each pack is read once, from its start to its end.
+    ordered = rows[np.lexsort((columns.offsets[rows], columns.packs[rows]))]
+    progress.start("verify", int(columns.lengths[ordered].sum(dtype=np.int64)))
+    bad: dict[int, str] = {}
+
+    def check(row: int) -> None:
+        blob_id = columns.ids(np.array([row]))[0].tobytes()
         try:
             image.blobs.read(BlobKind.DATA, blob_id)
         except FreezeframeError as error:
-            bad[blob_id] = error.message
-        progress.advance(int(found.plain_lengths[number]))
+            bad[row] = error.message
+        progress.advance(int(columns.lengths[row]))
 
-    # In the order they lie in the packs: each pack is read once, from its start to its end.
-    run_workers(np.lexsort((found.offsets, found.packs)).tolist(), lambda: check, threads=threads)
+    run_workers(map(int, ordered), lambda: check, threads=threads)
     return bad
 
 
@@ -108,32 +145,39 @@ def verify_against(
     damage: list[Damage] = []
     if device.size < compare.end - start:
         reason = f"{device.name} ends at {device.size} bytes"
-        damage.append(_damage(image, record, start + device.size, compare.end, reason))
+        damage += _damages(image, record, start + device.size, compare.end, reason)
         compare = compare.clip(start, start + device.size)
     progress.start(f"compare with {device.name}", compare.total)
+    # What is zeros in the image, and a hole in a file, is the same without looking.
+    holes = compare & blobs.zero_extents()
+    holes = holes - device.data_extents().shift(start)
+    progress.advance(holes.total)
+    compare = compare - holes
     found: list[tuple[int, int]] = []
+    unreadable: list[tuple[int, int]] = []
 
     def check(number: int) -> None:
         low = int(blobs.starts[number])
         parts = compare.clip(low, low + int(blobs.lengths[number]))
         data = _blob(image, blobs, number)
         for first, last in parts:
-            real = device.read_at(first - start, last - first)
+            real = bytearray(last - first)
+            bad = read_salvaging(device, first - start, memoryview(real))
+            unreadable.extend(bad.shift(start))
             if real != data[first - low : last - low]:
                 different = _differing(real, data[first - low : last - low])
                 found.extend((first + a, first + b) for a, b in different)
         progress.advance(parts.total)
 
-    numbers = [
-        n
-        for n in range(len(blobs.starts))
-        if compare.touches(int(blobs.starts[n]), int(blobs.starts[n] + blobs.lengths[n]))
-    ]
-    run_workers(numbers, lambda: check, threads=threads)
-    differing = Extents.of(found)
-    for region in record.regions:
-        for a, b in differing.clip(region.start, region.start + region.length):
-            damage.append(_damage(image, record, a, b, f"differs from {device.name}"))
+    numbers = np.flatnonzero(blobs.touching(compare))
+    run_workers(map(int, numbers), lambda: check, threads=threads)
+    lost = Extents.of(unreadable)
+    for extents, reason in (
+        (Extents.of(found) - lost, f"differs from {device.name}"),
+        (lost, f"cannot be read from {device.name}"),
+    ):
+        for a, b in extents:
+            damage += _damages(image, record, a, b, reason)
     return damage
 
 
@@ -163,20 +207,27 @@ def _blob(image: ImageReader, blobs: DiskBlobs, number: int) -> bytes:
     return image.blobs.read(BlobKind.DATA, blobs.ids[number].tobytes())
 
 
-def _differing(one: bytes, two: bytes) -> list[tuple[int, int]]:
+def _differing(one: bytes | bytearray, two: bytes) -> list[tuple[int, int]]:
     """Return the differing ranges, grown to whole sectors of 512 bytes (or the end)."""
     bits: NDArray[np.bool_] = np.frombuffer(one, np.uint8) != np.frombuffer(two, np.uint8)
     found = Extents.from_blocks(np.unique(np.flatnonzero(bits) // _GRAIN), _GRAIN)
     return list(found.clip(0, len(one)))
 
 
-def _damage(image: ImageReader, record: DiskRecord, start: int, stop: int, reason: str) -> Damage:
-    region = record.region_at(start)
-    where = "beyond its end"
-    if region is not None:
-        where = region.role
-        if region.number:
-            where += f" {region.number}"
-        if region.content:
-            where += f" ({region.content})"
-    return Damage(image.snapshot.short_id, record.name, start, stop, where, reason)
+def _damages(
+    image: ImageReader, record: DiskRecord, start: int, stop: int, reason: str
+) -> Iterator[Damage]:
+    """Name a damaged stretch region by region; none of it may go without a name."""
+    borders = {edge for r in record.regions for edge in (r.start, r.start + r.length)}
+    cuts = [start, *sorted(edge for edge in borders if start < edge < stop), stop]
+    for first, last in itertools.pairwise(cuts):
+        where = _where(record.region_at(first))
+        yield Damage(image.snapshot.short_id, record.name, first, last, where, reason)
+
+
+def _where(region: RegionRecord | None) -> str:
+    if region is None:
+        return "beyond its end"
+    number = f" {region.number}" if region.number else ""
+    content = f" ({region.content})" if region.content else ""
+    return f"{region.role}{number}{content}"

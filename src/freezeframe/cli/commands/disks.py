@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 import msgspec
-from rich.text import Text
 
 from freezeframe.app.disks import examine_disks
 from freezeframe.cli.options import Session, common
+from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
 
 
@@ -34,8 +34,8 @@ def command(session: Session, paths: tuple[str, ...]) -> None:
         if disk.record is not None:
             output.show(disk_picture(disk.record, taken=disk.state))
         else:
-            output.show(Text(f"{disk.path}  {disk.state}"))
+            output.show(plain(f"{disk.path}  {disk.state}"))
         for holder in disk.holders:
-            output.show(Text(f"  in use: {holder}"))
+            output.show(plain(f"  in use: {holder}"))
     if first:
         output.show("no disks were found")

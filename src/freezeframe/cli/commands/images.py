@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import msgspec
 from rich.table import Table
-from rich.text import Text
 
 from freezeframe.app.session import listed_images, opened_images
 from freezeframe.cli.options import Session, common
+from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import human_size, human_time
@@ -27,7 +27,7 @@ def images(session: Session) -> None:
         for snapshot, image in found:
             if isinstance(image, FreezeframeError):
                 session.output.record("damaged", {"id": snapshot.id, "text": image.message})
-                table.add_row(snapshot.short_id, "", "", "damaged", "", "", Text(image.message))
+                table.add_row(snapshot.short_id, "", "", "damaged", "", "", plain(image.message))
                 continue
             manifest = image.manifest
             size = sum(disk.size for disk in manifest.disks)
@@ -36,11 +36,11 @@ def images(session: Session) -> None:
             table.add_row(
                 image.snapshot.short_id,
                 f"{manifest.created:%Y-%m-%d %H:%M:%S}",
-                Text(manifest.host.name),
+                plain(manifest.host.name),
                 manifest.mode.value,
                 human_size(size),
                 human_size(used),
-                Text(", ".join(disk.path for disk in manifest.disks)),
+                plain(", ".join(disk.path for disk in manifest.disks)),
             )
     if table.row_count:
         session.output.show(table)
@@ -59,7 +59,7 @@ def show(session: Session, image: str) -> None:
         manifest, output = found.manifest, session.output
         proof = manifest.proof
         output.show(
-            Text(
+            plain(
                 f"image {found.snapshot.id}\n{manifest.created:%Y-%m-%d %H:%M:%S %z}"
                 f" · {manifest.mode.value} · {manifest.host.name}"
                 f" · {manifest.host.system} · {manifest.program}"
@@ -71,10 +71,10 @@ def show(session: Session, image: str) -> None:
             for start, stop in disk.unreadable:
                 output.show(f"! bytes {start}-{stop - 1} could not be read and are zeros")
             for note in disk.notes:
-                output.show(Text(f"· {note}"))
+                output.show(plain(f"· {note}"))
             for region in disk.regions:
                 for note in region.notes:
-                    output.show(Text(f"· {region.role} {region.number or ''}: {note}"))
+                    output.show(plain(f"· {region.role} {region.number or ''}: {note}"))
         output.show("")
         output.show(
             f"proof: read {human_size(proof.bytes_read)} in {human_time(proof.seconds)};"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 from rich.table import Table
-from rich.text import Text
 
-from freezeframe.cli.options import Session, common
+from freezeframe.cli.options import Session, common, from_file
+from freezeframe.cli.output import plain
 from freezeframe.core.errors import UsageError
 
 
@@ -37,8 +37,8 @@ def list_keys(session: Session) -> None:
         table.add_row(
             "*" if key.current else "",
             key.id[:8],
-            Text(key.username),
-            Text(key.hostname),
+            plain(key.username),
+            plain(key.hostname),
             f"{key.created:%Y-%m-%d %H:%M:%S}",
         )
     session.output.show(table)
@@ -51,8 +51,7 @@ def add_key(session: Session, new_password_file: str | None) -> None:
     """Add a password; the ones there are stay valid."""
     repository = session.settings.repository()
     if new_password_file:
-        with click.open_file(new_password_file) as file:
-            new = file.read().rstrip("\r\n")
+        new = from_file(new_password_file)
     elif session.settings.json:
         raise UsageError("a command in --json cannot ask", hint="use --new-password-file")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import click
@@ -10,7 +11,7 @@ from freezeframe.app.restore import RestoreOptions, execute, prepare_restore
 from freezeframe.app.session import opened_images
 from freezeframe.cli.options import Session, common
 from freezeframe.cli.sizes import size_in_bytes
-from freezeframe.core.errors import UsageError
+from freezeframe.core.errors import FreezeframeError, UsageError
 from freezeframe.core.units import human_size, human_time
 
 
@@ -72,7 +73,7 @@ def command(
         if not yes:
             if session.settings.json:
                 raise UsageError("a restore in --json cannot ask", hint="add --yes")
-            click.confirm("go on?", abort=True, err=True)
+            _ask()
         begun = time.monotonic()
         execute(prepared, output)
         seconds = time.monotonic() - begun
@@ -81,3 +82,15 @@ def command(
     output.record("summary", {"target": to, "bytes": written, "seconds": round(seconds, 3)})
     rate = human_size(written / seconds if seconds else 0)
     output.show(f"restored {human_size(written)} to {to} in {human_time(seconds)} ({rate}/s)")
+
+
+def _ask() -> None:
+    """Return where the user agrees."""
+    try:
+        agreed = click.confirm("go on?", err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError("nobody answered", hint="add --yes, or run it in a terminal") from None
+    if not agreed:
+        raise FreezeframeError("nothing was restored, and nothing written")

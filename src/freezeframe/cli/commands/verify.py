@@ -9,6 +9,7 @@ import click
 
 from freezeframe.app.verify import verify_device, verify_named
 from freezeframe.cli.options import Session, common
+from freezeframe.cli.output import plain
 from freezeframe.core.units import human_size
 from freezeframe.restore.verify import Damage
 
@@ -64,9 +65,10 @@ def _report(session: Session, damage: Sequence[Damage], good: str) -> None:
     if not damage:
         output.show(good)
     for item in damage[:_SHOWN]:
-        output.show(
-            f"image {item.image}, disk {item.disk}, {item.where}: bytes"
-            f" {item.start}-{item.stop - 1} ({human_size(item.stop - item.start)}): {item.reason}"
-        )
+        what = f"image {item.image}, disk {item.disk}, {item.where}: "
+        if item.stop > item.start:
+            size = human_size(item.stop - item.start)
+            what += f"bytes {item.start}-{item.stop - 1} ({size}): "
+        output.show(plain(what + item.reason))
     if len(damage) > _SHOWN:
         output.show(f"… and {len(damage) - _SHOWN} more ranges (--json lists them all)")
