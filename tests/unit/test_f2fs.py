@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 import struct
 import time
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from freezeframe.block.memory import MemoryBlocks
 from freezeframe.core.errors import FreezeframeError, NotUnderstood
@@ -118,6 +120,40 @@ def test_a_large_one(tmp_path: Path) -> None:
     with PlainFile(image) as reader:
         used = used_map(reader)
     assert used.used == partclone_used("f2fs", image) | node_log(image)
+
+
+#: Made by a kernel: `tests/data/f2fs-aged.sh`. Digests of the checksums it read itself.
+AGED = {
+    "full": "d4e0a11fdc375cd506a0b1117ca0523ed2a8a4f8901c563549f04dd59ce97c5a",
+    "compact": "8ade51b41597d5378cec53033d496593edf5548f692e8050a94ed8cf3c4fb9c5",
+}
+
+
+@pytest.mark.parametrize("variant", AGED)
+def test_what_a_kernel_has_aged(variant: str, tmp_path: Path) -> None:
+    image, copy = tmp_path / "image", tmp_path / "copy"
+    packed = Path(__file__).parents[1] / "data" / f"f2fs-aged-{variant}.img.zst"
+    with packed.open("rb") as source, image.open("wb") as target:
+        zstandard.ZstdDecompressor().copy_stream(source, target)
+    pack = Pack(image)
+    if variant == "full":
+        assert any(pack.checkpoint.sit_bitmap)
+        assert not pack.checkpoint.states & COMPACT
+    else:
+        assert struct.unpack_from("<H", pack.raw, journal_at(pack)) == (6,)
+    with PlainFile(image) as reader:
+        used = used_map(reader)
+    assert used.used == partclone_used("f2fs", image) | node_log(image)
+    scatter_used(image, used.used, copy)
+    assert check(copy) == check(image)
+    with fuse_mounted(("grub-mount",), copy, tmp_path / "mount") as folder:
+        wait_for(folder)
+        found = tree_checksums(folder)
+    del found["link"]
+    lines = sorted(
+        f"{name} {value}\n".encode() for name, value in found.items() if value != "folder"
+    )
+    assert hashlib.sha256(b"".join(lines)).hexdigest() == AGED[variant]
 
 
 # -- crafted ----------------------------------------------------------------------------
