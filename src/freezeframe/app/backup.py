@@ -139,9 +139,12 @@ def _identity(path: str) -> tuple[str, int, int]:
 def _open(path: str, stack: ExitStack) -> Source:
     reader = stack.enter_context(open_source(path))
     about = describe_source(path)
-    # Names of files are bytes; what stands in a repository is text.
-    shown = os.fsencode(Path(path).absolute()).decode(errors="backslashreplace")
-    return Source(reader, shown, about.model, about.serial)
+    return Source(reader, as_text(Path(path).absolute()), about.model, about.serial)
+
+
+def as_text(path: str | Path) -> str:
+    """Return a path as it stands in a manifest: names of files are bytes, those are text."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _tell(plan: DiskPlan, progress: Progress) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from freezeframe.app.backup import disk_record
+from freezeframe.app.backup import as_text, disk_record
 from freezeframe.backup.pipeline import Unreadable
 from freezeframe.backup.plan import Source, plan_disks
 from freezeframe.block.open import open_shared
@@ -37,7 +37,7 @@ def examine_disks(paths: Sequence[str] = ()) -> Iterator[DiskView]:
             holders = tuple(source_holders(path))
             with open_shared(path) as reader:
                 about = describe_source(path)
-                source = Source(reader, path, about.model, about.serial)
+                source = Source(reader, as_text(path), about.model, about.serial)
                 (plan,) = plan_disks([source])
                 record = disk_record(plan, Unreadable(1), 0)
         except FreezeframeError as error:

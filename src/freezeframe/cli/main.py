@@ -60,7 +60,16 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
+    _open_streams()
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _open_streams() -> None:
+    """Give the program somewhere to print to where its caller closed that: `>&-`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # For as long as the program runs.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
 
 
 def run(arguments: list[str]) -> int:
@@ -158,8 +167,8 @@ def _interrupted(error: BaseException, *, json: bool) -> int:
 
 
 def _print_json(code: int, message: str, hint: str, notes: Sequence[str] = ()) -> None:
-    """Print the last object of a stream. Nobody may be left to read it."""
+    """Print the last object of a stream. Nobody may be left to read it, or no room."""
     fields = {"code": code, "message": message, "hint": hint, "notes": list(notes)}
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         sys.stdout.buffer.write(json_line("exit_error", fields))
         sys.stdout.buffer.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -45,7 +46,10 @@ def printable(text: str) -> str:
 
     Names of files and labels of filesystems may hold both.
     """
-    shown = text.encode(errors="backslashreplace").decode()
+    try:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half a character of UTF-16, by whatever way
+        shown = text.encode(errors="backslashreplace").decode()
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
 
 
@@ -61,7 +65,7 @@ def json_line(message_type: str, fields: Mapping[str, JsonValue]) -> bytes:
         return msgspec.json.encode(record) + b"\n"
     except UnicodeEncodeError:
         # A name of a file that is no text: JSON knows an escape for that.
-        return json.dumps(record).encode() + b"\n"
+        return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
 class _Console(Console):

@@ -125,16 +125,18 @@ class ImageWriter:
         for length in {min(CHUNK, disk.size), disk.size % CHUNK or CHUNK}:
             self._handle.put(BlobKind.DATA, _ZEROS[:length])
         segments = []
+        last: tuple[bytes, bytes, int] | None = None
+        tree = b""
         for number, first in enumerate(range(0, len(disk.ids), _PER_SEGMENT)):
             start = number * SEGMENT
             length = min(SEGMENT, disk.size - start)
             ids = disk.ids[first : first + _PER_SEGMENT]
-            tree = self._tree(
-                [
-                    file_node(DATA, ids, length),
-                    self._file(usedfile.NAME, usedfile.encode(used, start, length)),
-                ]
-            )
+            held = usedfile.encode(used, start, length)
+            # A huge disk is mostly segments nobody uses, one like the other.
+            if (ids.tobytes(), held, length) != last:
+                last = (ids.tobytes(), held, length)
+                files = [file_node(DATA, ids, length), self._file(usedfile.NAME, held)]
+                tree = self._tree(files)
             segments.append(dir_node(segment_name(number), tree))
         return self._tree(segments)
 

@@ -17,7 +17,7 @@ from freezeframe.cli.picture import disk_picture
 def command(session: Session, paths: tuple[str, ...]) -> None:
     """Draw the machine's disks (or those named): regions, use, and how each would be taken."""
     output = session.output
-    first = True
+    first, failed = True, False
     for disk in examine_disks(paths):
         output.record(
             "disk",
@@ -34,8 +34,11 @@ def command(session: Session, paths: tuple[str, ...]) -> None:
         if disk.record is not None:
             output.show(disk_picture(disk.record, taken=disk.state))
         else:
+            failed = True
             output.show(plain(f"{disk.path}  {disk.state}"))
         for holder in disk.holders:
             output.show(plain(f"  in use: {holder}"))
     if first:
         output.show("no disks were found")
+    if failed and paths:
+        click.get_current_context().exit(1)
