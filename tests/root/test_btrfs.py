@@ -19,6 +19,7 @@ from freezeframe.fs.btrfs import KIND
 from freezeframe.system.run import run
 from freezeframe.testing.attach import attached
 from freezeframe.testing.btrfs_facts import needed_blocks
+from freezeframe.testing.fs_contract import check_kind
 from freezeframe.testing.fsproof import (
     PlainFile,
     loop_mounted,
@@ -159,6 +160,30 @@ def test_no_used_block_is_left_out(case: str, tmp_path: Path) -> None:
         else:
             assert used.used == expected | fixed
     prove(images, maps, files, tmp_path / "proof")
+
+
+def test_the_other_copy_is_read_where_one_is_spoilt(tmp_path: Path) -> None:
+    (image,) = make(tmp_path, "")
+    with mounted([image], tmp_path / "mount", "noatime"):
+        fill(tmp_path / "mount")
+    (truth,) = used_maps([image])
+    dump = run(("btrfs", "inspect-internal", "dump-tree", "-t", "chunk", str(image))).stdout
+    doubled = re.findall(
+        r"length (\d+) owner 2 stripe_len 65536 type \w+\|DUP.*?stripe 0 devid 1 offset (\d+)",
+        dump.decode(),
+        re.S,
+    )
+    assert len(doubled) == 2
+    for length, offset in doubled:
+        with image.open("r+b") as file:
+            file.seek(int(offset))
+            file.write(b"\xa5" * int(length))
+    assert used_maps([image]) == [truth]
+
+
+def test_contract_of_several_devices(tmp_path: Path) -> None:
+    images = make(tmp_path, "-m raid10 -d raid5", count=4, size=160 * MIB)
+    check_kind(KIND, images[0], peers=images[1:], rounds=60)
 
 
 def test_a_changed_uuid(tmp_path: Path) -> None:
