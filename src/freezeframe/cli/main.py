@@ -89,7 +89,8 @@ def run(arguments: list[str]) -> int:
             error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
-        return _interrupted(error, json=json)
+        # click raises its own in the place of a KeyboardInterrupt.
+        return _interrupted(error.__cause__ or error, json=json)
     except BrokenPipeError:
         return _nobody_reads()
     except OSError as error:

@@ -9,6 +9,7 @@ from freezeframe.app.backup import BackupResult, backup_offline
 from freezeframe.cli.options import Session, common
 from freezeframe.core.errors import UsageError
 from freezeframe.core.units import human_size, human_time
+from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
 
 UNREADABLE = 3
 
@@ -18,6 +19,11 @@ UNREADABLE = 3
 @click.option("--offline", is_flag=True, help="Exclusive access: nothing else may use the disks.")
 @click.option("--online", is_flag=True, help="While the machine works on (not in this version).")
 @click.option("--everything", is_flag=True, help="Take every byte, not only what filesystems use.")
+@click.option(
+    "--check-all",
+    is_flag=True,
+    help="Decompress every block again before it counts, not one in eight.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="How many threads read and compress.")
 @common
 def command(
@@ -26,6 +32,7 @@ def command(
     offline: bool,
     online: bool,
     everything: bool,
+    check_all: bool,
     threads: int | None,
 ) -> None:
     """Image disks, partitions or disk image files: one image, one point in time.
@@ -41,7 +48,12 @@ def command(
         session.output.note("mode: offline (the only one in this version)")
     repository = session.settings.repository()
     result = backup_offline(
-        repository, sources, session.output, everything=everything, threads=threads
+        repository,
+        sources,
+        session.output,
+        everything=everything,
+        decompress_every=1 if check_all else DECOMPRESS_EVERY,
+        threads=threads,
     )
     session.output.finish()
     _report(session, result)
