@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freezeframe.core.units import MIB, SECTOR
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
-from freezeframe.testing.attach import attached
 from freezeframe.testing.filling import copy_real_files
 from freezeframe.testing.volumes import mounted_device
 

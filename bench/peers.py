@@ -14,8 +14,8 @@ from pathlib import Path
 
 from disk import PART_START, Disk
 from freezeframe.core.units import MIB
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
-from freezeframe.testing.attach import attached
 from freezeframe.testing.volumes import mounted_device
 from measure import Usage, measure, stored, warm
 

@@ -16,8 +16,8 @@ from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
 from freezeframe.fs.base import PeerList, UsedMap
 from freezeframe.fs.btrfs import KIND
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
-from freezeframe.testing.attach import attached
 from freezeframe.testing.btrfs_facts import needed_blocks
 from freezeframe.testing.fs_contract import check_kind
 from freezeframe.testing.fsproof import (

@@ -22,8 +22,8 @@ from freezeframe.core.units import KIB, MIB
 from freezeframe.fs.base import PeerList, UsedMap
 from freezeframe.fs.detect import used_map as detected
 from freezeframe.fs.lvm import LvmKind
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
-from freezeframe.testing.attach import attached
 from freezeframe.testing.fs_contract import check_kind
 from freezeframe.testing.fsproof import (
     PlainFile,

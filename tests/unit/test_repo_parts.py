@@ -136,6 +136,48 @@ def test_a_faulty_compressor_is_noticed_before_anything_is_stored() -> None:
     assert "memory" in caught.value.hint
 
 
+def test_every_blob_is_decompressed_again_where_that_was_asked_for() -> None:
+    sealer = BlobSealer(KEY, decompress_every=1)
+    sealer.seal(b"abc" * 1000)
+    sealer._compressor = _FaultyCompressor()  # type: ignore[assignment]
+    with pytest.raises(FreezeframeError, match="does not open as it was"):
+        sealer.seal(b"abd" * 1000)
+
+
+def test_a_lasting_fault_is_noticed_within_eight_blobs() -> None:
+    sealer = BlobSealer(KEY)
+    sealer.seal(b"abc" * 1000)
+    sealer._compressor = _FaultyCompressor()  # type: ignore[assignment]
+
+    def eight() -> None:
+        for number in range(8):
+            sealer.seal(b"%d" % number * 1000)
+
+    with pytest.raises(FreezeframeError, match="does not open as it was"):
+        eight()
+
+
+class _FaultySealer:
+    """Encryption with a bit that is wrong now and then: here, in whatever it is given."""
+
+    def __init__(self, real: Sealer) -> None:
+        self._real = real
+
+    def seal(self, plain: bytes) -> tuple[bytes, bytes, bytes]:
+        return self._real.seal(bytes([plain[0] ^ 1]) + bytes(plain[1:]))
+
+    def open_parts(self, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
+        return self._real.open_parts(nonce, ciphertext, tag)
+
+
+def test_every_blob_is_decrypted_again() -> None:
+    sealer = BlobSealer(KEY)
+    sealer.seal(b"abc" * 1000)
+    sealer._sealer = _FaultySealer(sealer._sealer)  # type: ignore[assignment]
+    with pytest.raises(FreezeframeError, match="does not open as it was"):
+        sealer.seal(b"abd" * 1000)
+
+
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_same_bytes(one: bytes, other: bytes) -> None:
     assert same_bytes(one, memoryview(bytearray(one)))

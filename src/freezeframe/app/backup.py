@@ -33,6 +33,7 @@ from freezeframe.image.manifest import (
 )
 from freezeframe.image.writer import ImageWriter
 from freezeframe.repo.repository import Repository
+from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.repo.writer import BlobWriter
 from freezeframe.system import sysfs
@@ -56,6 +57,7 @@ def backup_offline(
     progress: Progress,
     *,
     everything: bool = False,
+    decompress_every: int = DECOMPRESS_EVERY,
     threads: int | None = None,
     clock: Clock | None = None,
 ) -> BackupResult:
@@ -80,7 +82,9 @@ def backup_offline(
             _tell(plan, progress)
         # What cannot be written down must be known now, not after hours.
         manifests.encode(_manifest(plans, Unreadable(len(plans)), created, Proof()))
-        writer = stack.enter_context(BlobWriter(repository, index))
+        writer = stack.enter_context(
+            BlobWriter(repository, index, decompress_every=decompress_every)
+        )
         image = ImageWriter(repository, writer, [plan.layout.size for plan in plans])
         progress.start("image", sum(plan.to_read.total for plan in plans))
         unreadable = store_chunks(plans, image, progress, threads=threads)

@@ -144,6 +144,8 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     bytes_stored: int = 0
     seconds: float = 0.0
     unreadable_bytes: int = 0
+    #: Every new block was decrypted again before it counted; one in so many decompressed, too.
+    decompressed_one_in: int = 1
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -28,7 +28,7 @@ from freezeframe.repo.index import Index
 from freezeframe.repo.index_files import StoredPack
 from freezeframe.repo.pack import BlobKind, Entry, seal_header
 from freezeframe.repo.repository import Repository
-from freezeframe.repo.seal_blob import BlobSealer, SealedBlob
+from freezeframe.repo.seal_blob import DECOMPRESS_EVERY, BlobSealer, SealedBlob
 from freezeframe.store.base import Kind
 from freezeframe.system.allocator import keep_freed_memory
 
@@ -91,7 +91,7 @@ class BlobWriter:
         *,
         level: int | None = None,
         pack_size: int = PACK_SIZE,
-        verify: bool = True,
+        decompress_every: int = DECOMPRESS_EVERY,
         uploaders: int = 2,
         index_interval: float = 60.0,
         monotonic: Callable[[], float] = time.monotonic,
@@ -99,6 +99,7 @@ class BlobWriter:
         """Start the uploaders.
 
         `level` is a zstandard level, None for the parameters chosen in `compress`.
+        `decompress_every`: 1 decompresses every blob again before it counts (see `BlobSealer`).
         `index_interval` in seconds: how much of its work an interrupted run may lose.
         """
         keep_freed_memory()
@@ -106,7 +107,7 @@ class BlobWriter:
         self._index = index
         self._level = level
         self._pack_size = pack_size
-        self._verify = verify
+        self._decompress_every = decompress_every
         self._interval = index_interval
         self._monotonic = monotonic
         self.stats = WriterStats()
@@ -133,7 +134,9 @@ class BlobWriter:
 
     def handle(self) -> BlobHandle:
         """Return a way in for one thread."""
-        sealer = BlobSealer(self._repository.key, level=self._level, verify=self._verify)
+        sealer = BlobSealer(
+            self._repository.key, level=self._level, decompress_every=self._decompress_every
+        )
         return BlobHandle(self, sealer)
 
     def flush(self) -> None:

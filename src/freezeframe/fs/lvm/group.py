@@ -29,8 +29,12 @@ _PLAIN_KINDS = ("striped", "linear")
 #: What a volume may say of itself and still be just its segments. Anything else (hidden,
 #: locked, moving, merging, …) and all its extents count as used.
 _PLAIN_STATUS = frozenset(("READ", "WRITE", "VISIBLE", "FIXED_MINOR"))
-_PLAIN_FLAGS = frozenset(("ACTIVATION_SKIP",))
-_GROUP_STATUS = frozenset(("RESIZEABLE", "READ", "WRITE", "WRITE_LOCKED", "SHARED"))
+_PLAIN_FLAGS = frozenset(("ACTIVATION_SKIP", "NOAUTOACTIVATE"))
+#: What says who may use a group, and nothing of where its volumes lie. `NOAUTOACTIVATE` is
+#: what `vgcreate --setautoactivation n` sets.
+_GROUP_STATUS = frozenset(
+    ("RESIZEABLE", "READ", "WRITE", "WRITE_LOCKED", "SHARED", "NOAUTOACTIVATE")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,0 @@
-"""Loop devices: moved to `freezeframe.system.loop`."""
-
-from freezeframe.system.loop import attached
-
-__all__ = ["attached"]
