@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from freezeframe.system.loop import attached
 from freezeframe.testing.inprocess import MIB, Program
 from freezeframe.testing.program import PROGRAM, Client
+from freezeframe.testing.volumes import mounted_device
 
 #: Brackets are markup to some, and not all bytes are text.
 ODD = 'we ird [bold] [x] "q" \'s \udcff\x1b[31m'
@@ -228,3 +230,48 @@ def test_a_huge_disk_that_is_mostly_hole(program: Program, disk: Path, tmp_path:
     program("verify", "latest", "--against", target)
     program("verify")
     assert target.stat().st_blocks * 512 < 64 * MIB
+
+
+@pytest.mark.root
+def test_the_same_bytes_twice_are_refused(program: Program, disk: Path) -> None:
+    program("init")
+    with attached(disk) as device:
+        assert "beneath" in program("backup", "--offline", device, disk, code=2).err
+        subprocess.run(["addpart", device, "1", "2048", "65536"], check=True)
+        try:
+            told = program("backup", "--offline", f"{device}p1", device, code=2).err
+        finally:
+            subprocess.run(["delpart", device, "1"], check=True)
+    assert "is a partition of" in told
+    assert "no images yet" in program("images").out
+
+
+@pytest.mark.root
+def test_full_and_read_only_places(client: Client, tmp_path: Path) -> None:
+    client.run("backup", "--offline", str(random_file(tmp_path / "disk", 16 * MIB)))
+    small, folder = tmp_path / "small", tmp_path / "mounted"
+    with small.open("wb") as file:
+        file.truncate(12 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", small], check=True)
+    folder.mkdir()
+    with attached(small) as device, mounted_device(device, "ext4", folder, read_only=False):
+        for name in ("new.raw", "new.qcow2"):
+            ended = client.run("restore", "latest", "--to", str(folder / name), "--yes", code=1)
+            assert "no room" in ended.stderr
+            assert [path.name for path in folder.iterdir()] == ["lost+found"]
+        with (folder / "old").open("wb") as file:
+            file.truncate(16 * MIB)
+        ended = client.run("restore", "latest", "--to", str(folder / "old"), "--yes", code=1)
+        assert "old is incomplete" in ended.stderr
+        (folder / "old").unlink()
+        random_file(tmp_path / "disk", 5000)
+        inside = Client(folder / "repository")
+        inside.run("init")
+        inside.run("backup", "--offline", str(tmp_path / "disk"))
+        for target in (device, str(small)):
+            refused = inside.run("restore", "latest", "--to", target, "--yes", code=1)
+            assert "holds the repository" in refused.stderr
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        inside.run("check", "--read-data")
+        inside.run("restore", "latest", "--to", str(tmp_path / "new"), "--yes")
+        inside.run("verify", "latest", "--against", str(tmp_path / "new"))

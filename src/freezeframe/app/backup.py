@@ -110,7 +110,8 @@ def backup_offline(
 def without_repeats(paths: Sequence[str]) -> list[str]:
     """Drop a disk that is named twice, by whatever names; what cannot be reached is kept.
 
-    Raises `UsageError` where a disk and a partition of it are named.
+    Raises `UsageError` where a disk and a partition of it are named, or a loop device and the
+    file beneath it.
     """
     kept: dict[tuple[str, int, int], str] = {}
     parts: dict[str, str] = {}
@@ -127,6 +128,13 @@ def without_repeats(paths: Sequence[str]) -> list[str]:
             f"{parts[number]} is a partition of {wholes[number]}",
             hint="the disk is imaged with its partitions: name the disk alone",
         )
+    for path in wholes.values():
+        node = sysfs.node_of(path)
+        backing = sysfs.loop_backing(node) if node is not None else None
+        if backing is not None and ("file", *backing) in kept:
+            raise UsageError(
+                f"{kept['file', *backing]} is the file beneath {path}", hint="name one of them"
+            )
     return list(kept.values())
 
 

@@ -59,14 +59,21 @@ def _reading(
     def tell(error: RepositoryDamaged) -> None:
         progress.note(f"{error.message}; going on without it")
 
+    with reading_lock(repository, progress):
+        index = repository.load_index(progress, on_damage=on_damage or tell)
+        yield index, images(repository, on_damage=on_damage or tell)
+
+
+@contextmanager
+def reading_lock(repository: Repository, progress: Progress) -> Iterator[None]:
+    """Hold a shared lock to read; go on without one where the store takes none."""
     with ExitStack() as stack:
         try:
             stack.enter_context(repository.lock())
         except StoreError as error:
-            # A repository on read-only media can be read all the same: nobody else writes there.
+            # On read-only media nobody else writes; and a full disk must not keep its images.
             progress.note(f"reading without a lock: {error.message}")
-        index = repository.load_index(progress, on_damage=on_damage or tell)
-        yield index, images(repository, on_damage=on_damage or tell)
+        yield
 
 
 def _open(

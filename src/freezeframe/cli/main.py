@@ -144,7 +144,8 @@ def _flat(errors: ExceptionGroup[Exception]) -> list[Exception]:
 
 def _report(errors: Sequence[FreezeframeError], *, json: bool) -> int:
     """Print what went wrong and what to do next."""
-    seen = list({error.message: error for error in errors}.values())
+    # The first of each, which has the notes.
+    seen = list({error.message: error for error in reversed(errors)}.values())[::-1]
     for error in seen:
         notes: Sequence[str] = getattr(error, "__notes__", ())
         if json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from freezeframe.app.session import reading_lock
 from freezeframe.cli.options import Session, common
 from freezeframe.repo.check import check as check_repository
 from freezeframe.repo.repository import create_repository
@@ -31,7 +32,7 @@ def check(session: Session, read_data: bool) -> None:
     """Check the repository: indexes, packs, snapshots, trees; with --read-data every byte."""
     repository = session.settings.repository()
     output = session.output
-    with repository.lock():
+    with reading_lock(repository, output):
         problems = check_repository(repository, read_data=read_data, progress=output)
     output.finish()
     damaged = [problem for problem in problems if problem.damage]
