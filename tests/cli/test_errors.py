@@ -150,10 +150,18 @@ def test_a_damaged_pack_is_named_and_its_regions(
     assert not target.exists()
 
 
-def test_a_lost_pack_is_stored_again_by_the_next_backup(program: Program, disk: Path) -> None:
+@pytest.mark.parametrize("how", ["cut", "remove"])
+def test_a_lost_pack_is_stored_again_by_the_next_backup(
+    program: Program, disk: Path, how: str
+) -> None:
     program("init")
     program("backup", "--offline", disk)
-    packs(program)[-1].unlink()
+    pack = packs(program)[-1]
+    if how == "cut":
+        pack.chmod(0o600)
+        os.truncate(pack, pack.stat().st_size - 50_000)
+    else:
+        pack.unlink()
     program("backup", "--offline", disk)
     program("verify", "latest")
 

@@ -19,6 +19,7 @@ from freezeframe.restore.execute import execute_restore, finish_restore
 from freezeframe.restore.plan import RestorePlan, Target, plan_restore
 from freezeframe.system.holders import lies_on
 from freezeframe.system.run import run
+from freezeframe.system.workers import default_threads
 
 #: Target files with these endings are written in that format by qemu-img.
 _FORMATS = {".qcow2": "qcow2"}
@@ -109,13 +110,15 @@ def _said_incomplete(path: str) -> Iterator[None]:
 
 
 def _write(prepared: PreparedRestore, writer: Writer, progress: Progress) -> None:
+    # A file's writes end in the page cache, at once: one more thread would only push.
+    threads = default_threads(waiting=bool(prepared.plan.target.sector))
     execute_restore(
         prepared.plan,
         prepared.image,
         prepared.blobs,
         writer,
         progress,
-        threads=prepared.options.threads,
+        threads=prepared.options.threads or threads,
     )
 
 

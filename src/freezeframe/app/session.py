@@ -86,7 +86,7 @@ def _open(
 
 
 def index_for_writing(repository: Repository, progress: Progress) -> Index:
-    """Load the index and forget what lies in packs that are gone, so that it is stored anew."""
+    """Load the index, without what lies in packs that are gone or cut short: stored anew."""
     index = repository.load_index(progress)
-    index.drop_missing_packs(repository.pack_names())
+    index.drop_incomplete_packs(repository.pack_sizes())
     return index

@@ -337,6 +337,23 @@ class Index:
                 self._tables[kind] = table.filtered(keep)
             return dropped
 
+    def drop_incomplete_packs(self, sizes: Mapping[str, int]) -> int:
+        """Forget blobs of packs that are gone or cut short; return how many blobs.
+
+        `sizes` are the bytes of every pack in the store, by name.
+        """
+        ends = np.zeros(self.pack_count, np.int64)
+        for kind in BlobKind:
+            table = self.columns(kind)
+            np.maximum.at(ends, table.packs, table.offsets.astype(np.int64) + table.lengths)
+        whole = {
+            name
+            for number, end in enumerate(ends.tolist())
+            # Behind the last blob there is the header.
+            if sizes.get(name := self.pack_name(number), 0) > end
+        }
+        return self.drop_missing_packs(whole)
+
     def _merge(self, kind: BlobKind) -> None:
         """Move the new blobs into the arrays. The caller holds the lock."""
         recent, table = self._recent[kind], self._tables[kind]

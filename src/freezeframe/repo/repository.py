@@ -187,9 +187,13 @@ class Repository:
         self.check_locks()
         return self._save(Kind.INDEX, encode_index(packs))
 
+    def pack_sizes(self) -> dict[str, int]:
+        """Return the names of all packs in the store, and their bytes."""
+        return dict(self.store.list(Kind.DATA))
+
     def pack_names(self) -> set[str]:
         """Return the names of all packs in the store."""
-        return {name for name, _ in self.store.list(Kind.DATA)}
+        return set(self.pack_sizes())
 
     # -- snapshots ------------------------------------------------------------------
 

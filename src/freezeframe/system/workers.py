@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-def default_threads() -> int:
-    """One thread a core, and one more so that a core has work while a thread waits for a disk."""
-    return len(os.sched_getaffinity(0)) + 1
+def default_threads(*, waiting: bool = True) -> int:
+    """One thread a core, and one more where threads wait for a disk, so that no core idles."""
+    return len(os.sched_getaffinity(0)) + waiting
 
 
 class _Stream(Generic[Item]):
