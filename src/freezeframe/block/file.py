@@ -12,10 +12,13 @@ from freezeframe.block.faults import denied, source_fault, target_fault
 from freezeframe.block.filelock import lock_file
 from freezeframe.core.errors import SourceError, TargetUnsuitable
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import MIB, SECTOR
+from freezeframe.core.units import KIB, MIB, SECTOR
 from freezeframe.system import ioctl
+from freezeframe.system.direct import ALIGNMENT, open_direct, write_direct
 
 _ZEROS = bytes(MIB)
+#: Shorter writes go through the page cache, which joins them.
+_LARGE = 64 * KIB
 
 
 class RawFile(Descriptor):
@@ -25,8 +28,18 @@ class RawFile(Descriptor):
     changed) raises `SourceError` when it is next read: locks only bind those who ask.
     """
 
-    def __init__(self, descriptor: int, name: str, size: int, *, watch: bool = False) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        size: int,
+        *,
+        watch: bool = False,
+        direct: int | None = None,
+    ) -> None:
+        """Own a descriptor, and `direct`, one of the same file for O_DIRECT, if there is one."""
         super().__init__(descriptor, name, size)
+        self._direct = direct
         self.sector = SECTOR
         self._modified = os.fstat(descriptor).st_mtime_ns if watch else None
 
@@ -82,9 +95,23 @@ class RawFile(Descriptor):
         """Write all of `data` at `offset`."""
         self._check_write(offset, len(data))
         try:
-            write_fully(self._descriptor, offset, memoryview(data).cast("B"))
+            if not self._write_large(offset, data):
+                write_fully(self._descriptor, offset, memoryview(data).cast("B"))
         except OSError as error:
             raise self._write_failed(error, offset) from error
+
+    def _write_large(self, offset: int, data: bytes | bytearray | memoryview) -> bool:
+        """Write past the page cache; False where that is not possible or not worth it."""
+        if self._direct is None or len(data) < _LARGE or (offset | len(data)) % ALIGNMENT:
+            return False
+        return write_direct(self._direct, offset, [data])
+
+    def close(self) -> None:
+        """Release the file, and the lock on it."""
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
+        super().close()
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range a hole; zeros are written where the filesystem has no holes."""
@@ -161,7 +188,7 @@ def open_writer(path: str, *, size: int | None = None, create: bool = False) -> 
             raise empty_target(path)
         if size is not None and found != size:
             raise TargetUnsuitable(f"{path} has {found} bytes, not {size}")
-        return RawFile(descriptor, path, found)
+        return RawFile(descriptor, path, found, direct=open_direct(descriptor))
     except BaseException:
         os.close(descriptor)
         if create:

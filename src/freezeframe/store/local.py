@@ -15,13 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from freezeframe.core.errors import ObjectMissing, RepositoryDamaged, StoreError
+from freezeframe.core.units import MIB
 from freezeframe.store.base import CONFIG_NAME, Kind, Listing, Parts, is_object_name
+from freezeframe.system.direct import open_direct, write_direct
 
 #: In names of files that are not finished; such a name is never an object's.
 _UNFINISHED = ".freezeframe-unfinished-"
 #: writev takes no more pieces than this (IOV_MAX of Linux).
 _PIECES = 1024
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: From so many bytes on an object is not kept in the page cache.
+_LARGE = MIB
 #: What filesystems without hard links say to link(2).
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 #: What filesystems that cannot synchronise a folder, or change modes, say.
@@ -66,7 +70,8 @@ class LocalStore:
             raise self._failed(f"take {kind}/{name}", error) from error
         try:
             try:
-                _write_all(handle, parts)
+                if not _write_large(handle, parts):
+                    _write_all(handle, parts)
                 with _where_possible():
                     os.fchmod(handle, 0o400)
                 os.fsync(handle)
@@ -223,6 +228,22 @@ def _where_possible() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
+
+
+def _write_large(handle: int, parts: Parts) -> bool:
+    """Write a large object past the page cache; False where it is small or that cannot be."""
+    total = sum(map(len, parts))
+    direct = open_direct(handle) if total >= _LARGE else None
+    if direct is None:
+        return False
+    try:
+        if write_direct(direct, 0, parts):
+            os.ftruncate(handle, total)
+            return True
+    finally:
+        os.close(direct)
+    os.ftruncate(handle, 0)
+    return False
 
 
 def _write_all(handle: int, parts: Parts) -> None:
