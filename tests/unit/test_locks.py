@@ -23,7 +23,11 @@ from freezeframe.store.memory import MemoryStore
 from freezeframe.testing.repositories import PASSWORD, memory_repository, save_file
 
 QUICK = LockTimes(settle=0.0, refresh=0.01, retry=0.01, give_up=0.05)
-NOW = dt.datetime.now().astimezone()
+
+
+def now() -> dt.datetime:
+    """Asked anew each time: collecting all tests may lie minutes before this one."""
+    return dt.datetime.now().astimezone()
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def locks(repository: Repository) -> list[str]:
 
 
 def foreign(repository: Repository, **changes: object) -> str:
-    lock = LockFile(NOW, exclusive=False, hostname="elsewhere", username="x", pid=1)
+    lock = LockFile(now(), exclusive=False, hostname="elsewhere", username="x", pid=1)
     return repository.write_lock(msgspec.structs.replace(lock, **changes))
 
 
@@ -100,7 +104,7 @@ def test_a_lock_nobody_can_read_is_a_conflict(repository: Repository) -> None:
 
 def test_unlocking_removes_what_was_left_behind(repository: Repository) -> None:
     alive = foreign(repository)
-    foreign(repository, time=NOW - dt.timedelta(minutes=31))
+    foreign(repository, time=now() - dt.timedelta(minutes=31))
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
@@ -113,11 +117,11 @@ def test_unlocking_removes_what_was_left_behind(repository: Repository) -> None:
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 40])
 def test_odd_process_numbers_are_not_stale(pid: int) -> None:
-    assert not is_stale(LockFile(NOW, exclusive=True, hostname=host_name(), pid=pid))
+    assert not is_stale(LockFile(now(), exclusive=True, hostname=host_name(), pid=pid))
 
 
 def test_a_stale_lock_still_conflicts_and_says_so(repository: Repository) -> None:
-    foreign(repository, exclusive=True, time=NOW - dt.timedelta(hours=3))
+    foreign(repository, exclusive=True, time=now() - dt.timedelta(hours=3))
     with pytest.raises(RepositoryLocked, match="elsewhere, refreshed 3h00m ago") as caught:
         repository.lock().acquire()
     assert "freezeframe unlock" in caught.value.hint
