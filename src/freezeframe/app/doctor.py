@@ -115,7 +115,7 @@ def _device_mapper() -> Finding:
     return Finding(
         "device-mapper",
         "limited",
-        "LVM and encrypted volumes cannot be opened here; disks that hold them are imaged whole",
+        "LVM and encrypted volumes cannot be opened here; disks that hold them can be imaged",
         "modprobe dm-mod",
     )
 
