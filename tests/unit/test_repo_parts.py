@@ -26,7 +26,7 @@ from freezeframe.repo.pack import (
     seal_header,
 )
 from freezeframe.repo.polynomial import DEGREE, is_irreducible, random_irreducible
-from freezeframe.repo.seal_blob import BlobSealer, same_bytes
+from freezeframe.repo.seal_blob import DECOMPRESS_EVERY, BlobSealer, same_bytes
 from freezeframe.repo.sealed import decode, open_text, seal_text
 from freezeframe.repo.structs import ConfigFile, IndexFile, KeyFile, LockFile
 
@@ -144,17 +144,17 @@ def test_every_blob_is_decompressed_again_where_that_was_asked_for() -> None:
         sealer.seal(b"abd" * 1000)
 
 
-def test_a_lasting_fault_is_noticed_within_eight_blobs() -> None:
+def test_a_lasting_fault_is_noticed_within_sixteen_blobs() -> None:
     sealer = BlobSealer(KEY)
     sealer.seal(b"abc" * 1000)
     sealer._compressor = _FaultyCompressor()  # type: ignore[assignment]
 
-    def eight() -> None:
-        for number in range(8):
+    def sixteen() -> None:
+        for number in range(DECOMPRESS_EVERY):
             sealer.seal(b"%d" % number * 1000)
 
     with pytest.raises(FreezeframeError, match="does not open as it was"):
-        eight()
+        sixteen()
 
 
 class _FaultySealer:

@@ -17,7 +17,7 @@ from freezeframe.backup.pipeline import Unreadable, store_chunks
 from freezeframe.backup.plan import DiskPlan, PlannedRegion, Source, plan_disks, safe_name
 from freezeframe.block.open import open_source
 from freezeframe.core.clock import Clock, SystemClock
-from freezeframe.core.errors import SourceBusy, UsageError
+from freezeframe.core.errors import FreezeframeError, SourceBusy, UsageError
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import SEGMENT
 from freezeframe.fs.base import UsedMap
@@ -31,7 +31,10 @@ from freezeframe.image.manifest import (
     RegionRecord,
     VolumeRecord,
 )
+from freezeframe.image.parent import ParentDisk, matching, parent_disk
+from freezeframe.image.reader import ImageReader, images
 from freezeframe.image.writer import ImageWriter
+from freezeframe.repo.index import Index
 from freezeframe.repo.repository import Repository
 from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
 from freezeframe.repo.snapshots import Snapshot
@@ -75,17 +78,19 @@ def backup_offline(
     with ExitStack() as stack:
         named = without_repeats(paths)
         sources = [_open(path, stack) for path in named]
-        stack.enter_context(repository.lock())
+        lock = stack.enter_context(repository.lock().begun())
         index = index_for_writing(repository, progress)
         plans = plan_disks(sources, everything=everything)
         for plan in plans:
             _tell(plan, progress)
         # What cannot be written down must be known now, not after hours.
         manifests.encode(_manifest(plans, Unreadable(len(plans)), created, Proof()))
+        parents = find_parents(repository, index, plans, progress)
+        lock.settle()
         writer = stack.enter_context(
             BlobWriter(repository, index, decompress_every=decompress_every)
         )
-        image = ImageWriter(repository, writer, [plan.layout.size for plan in plans])
+        image = ImageWriter(repository, writer, [plan.layout.size for plan in plans], parents)
         progress.start("image", sum(plan.to_read.total for plan in plans))
         unreadable = store_chunks(plans, image, progress, threads=threads)
         writer.flush()
@@ -173,6 +178,37 @@ def region_title(part: PlannedRegion) -> str:
     content = f" ({part.content.kind})" if part.content else ""
     number = f" {part.region.number}" if part.region.number else ""
     return f"{part.region.role.value}{number}{content}"
+
+
+def find_parents(
+    repository: Repository, index: Index, plans: Sequence[DiskPlan], progress: Progress
+) -> list[ParentDisk | None]:
+    """Find what the newest image of each disk has of it; None where there is none.
+
+    One that is damaged is told and left out: everything is then hashed and looked up anew.
+    """
+    found: list[ParentDisk | None] = [None] * len(plans)
+    host = platform.node()
+
+    def tell(error: FreezeframeError) -> None:
+        progress.note(f"{error.message}; not built upon")
+
+    for snapshot in reversed(images(repository, on_damage=tell)):
+        wanted = {plan.source.path for plan, have in zip(plans, found, strict=True) if not have}
+        if snapshot.hostname != host or not wanted & set(snapshot.paths):
+            continue
+        try:
+            image = ImageReader(repository, index, snapshot)
+            for number, plan in enumerate(plans):
+                path, size = plan.source.path, plan.layout.size
+                record = matching(image, host=host, path=path, size=size)
+                if found[number] is None and record is not None:
+                    found[number] = parent_disk(image, record)
+        except FreezeframeError as error:
+            tell(error)
+        if all(found):
+            break
+    return found
 
 
 # -- from plans to records ------------------------------------------------------------

@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,16 +16,6 @@ from collections.abc import Sequence
 import click
 
 import freezeframe
-from freezeframe.cli.commands import (
-    backup,
-    disks,
-    doctor,
-    images,
-    keys,
-    repository,
-    restore,
-    verify,
-)
 from freezeframe.cli.options import common_options
 from freezeframe.cli.output import json_line, printable
 from freezeframe.core.errors import FreezeframeError
@@ -33,29 +24,58 @@ from freezeframe.system.interrupt import orderly_stop
 INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Group(click.Group):
+    """Commands whose modules are loaded when they are wanted.
+
+    All of them together take longer to load than a small image takes to make.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 click's form
+        """Return their names as help shows them."""
+        return sorted(_COMMANDS)
+
+    def get_command(  # click's form
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        cmd_name: str,
+    ) -> click.Command | None:
+        """Load one command; None where there is none of that name."""
+        place = _COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        found: object = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name)
+        if not isinstance(found, click.Command):
+            raise TypeError(f"{place} is no command")
+        return found
+
+
+_PACKAGE = "freezeframe.cli.commands"
+#: Where each command is defined.
+_COMMANDS = {
+    "backup": "backup:command",
+    "check": "repository:check",
+    "disks": "disks:command",
+    "doctor": "doctor:command",
+    "images": "images:images",
+    "init": "repository:init",
+    "key": "keys:command",
+    "restore": "restore:command",
+    "show": "images:show",
+    "unlock": "repository:unlock",
+    "verify": "verify:command",
+}
+
+
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(freezeframe.__version__, prog_name="freezeframe")
 def group() -> None:
     """Take a still of a machine: bare-metal images, and the way back."""
 
 
 group.params += common_options()
-
-
-for _command in (
-    doctor.command,
-    disks.command,
-    repository.init,
-    backup.command,
-    images.images,
-    images.show,
-    restore.command,
-    verify.command,
-    repository.check,
-    repository.unlock,
-    keys.command,
-):
-    group.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 
-from freezeframe.app.session import open_at
 from freezeframe.cli.output import Output
 from freezeframe.core.errors import UsageError
-from freezeframe.repo.repository import Repository
 from freezeframe.system.run import run
+
+if TYPE_CHECKING:
+    from freezeframe.repo.repository import Repository
 
 Parameters = ParamSpec("Parameters")
 
@@ -71,6 +72,9 @@ class Settings:
 
     def repository(self) -> Repository:
         """Open the repository."""
+        # Here, not above: `--version` and `--help` need none of it.
+        from freezeframe.app.session import open_at
+
         return open_at(self.location(), self.password())
 
 

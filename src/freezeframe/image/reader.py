@@ -6,7 +6,7 @@ Blobs of a segment may have any length: offsets come from the index, never from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,9 @@ from freezeframe.core.errors import (
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import CHUNK, GIB, SEGMENT
 from freezeframe.image import manifest as manifests
-from freezeframe.image import usedfile
+from freezeframe.image import sumsfile, usedfile
 from freezeframe.image.manifest import DiskRecord, Manifest
-from freezeframe.image.writer import DATA, segment_name, zero_id
+from freezeframe.image.names import DATA, segment_name, zero_id
 from freezeframe.repo.index import Index
 from freezeframe.repo.pack import BlobKind
 from freezeframe.repo.reader import BlobReader
@@ -82,6 +82,28 @@ class _Segment:
     used: Extents
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentParts:
+    """One segment as it lies in the repository; offsets in bytes from its start."""
+
+    #: Id of its folder, 32 bytes.
+    tree: bytes
+    #: uint8, shape (n, 32).
+    ids: NDArray[np.uint8]
+    #: int64, shape (n,), both.
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    #: bool, shape (n,).
+    zero: NDArray[np.bool_]
+    used: Extents
+    #: The file `used` as it is.
+    used_file: bytes
+    #: The file `sums`: uint8, shape (chunks, 16); None where there is none, or none that fits.
+    sums: NDArray[np.uint8] | None
+    #: Whether a new image may refer to the folder: all that it names is in the index.
+    reusable: bool
+
+
 #: Told of each stretch [start, stop) of a disk that cannot be known, and why.
 OnDamage = Callable[[int, int, FreezeframeError], None]
 
@@ -138,6 +160,41 @@ class ImageReader:
             bases.append(base)
             segments.append(known[key])
         return _assemble(bases, segments)
+
+    def segments(self, disk: DiskRecord) -> Iterator[SegmentParts]:
+        """Yield a disk's segments in order, as a next image may build on them.
+
+        Raises `RepositoryDamaged` where anything is missing or makes no sense.
+        """
+        folders = self._subtree(self._subtree(self._root, "disks"), disk.name)
+        last: tuple[str | None, int] | None = None
+        parts: SegmentParts | None = None
+        for number, base in enumerate(range(0, disk.size, SEGMENT)):
+            size = min(SEGMENT, disk.size - base)
+            node = self._node(folders, segment_name(number))
+            # On a huge disk most segments are nobody's, one like the other.
+            if parts is None or last != (node.subtree, size):
+                last, parts = (node.subtree, size), self._segment_parts(node, size)
+            yield parts
+
+    def _segment_parts(self, node: Node, size: int) -> SegmentParts:
+        files, segment = self._folder(node), self._segment(node, size)
+        held = self._optional(files, usedfile.NAME, usedfile.LARGEST)
+        sums = self._optional(files, sumsfile.NAME, sumsfile.LARGEST)
+        return SegmentParts(
+            tree=bytes.fromhex(node.subtree or ""),
+            ids=segment.ids,
+            starts=segment.starts,
+            lengths=segment.lengths,
+            zero=segment.zero,
+            used=segment.used,
+            used_file=held or b"",
+            sums=None if sums is None else sumsfile.decode(sums, -(-size // CHUNK)),
+            reusable=held is not None and sums is not None,
+        )
+
+    def _optional(self, files: dict[str, Node], name: str, largest: int) -> bytes | None:
+        return self._content(files[name], largest) if name in files else None
 
     def _segment(self, node: Node, size: int) -> _Segment:
         files = self._folder(node)

@@ -4,7 +4,7 @@ The layout of the tree is DESIGN's:
 
     freezeframe.json
     layout/<disk>/<piece>
-    disks/<disk>/<segment>/data, used
+    disks/<disk>/<segment>/data, used, sums
 
 Every segment has a directory of its own, so that an unchanged one keeps its tree id and an
 increment writes only the trees of segments that changed.
@@ -12,79 +12,163 @@ increment writes only the trees of segments that changed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import CHUNK, SEGMENT
+from freezeframe.core.units import CHUNK, GRANULE, SEGMENT
 from freezeframe.image import manifest as manifests
-from freezeframe.image import usedfile
+from freezeframe.image import sumsfile, usedfile
 from freezeframe.image.manifest import Manifest
+from freezeframe.image.names import DATA, segment_name, zero_id
+from freezeframe.image.parent import ParentDisk
+from freezeframe.repo.fingerprint import LENGTH, Fingerprinter
 from freezeframe.repo.pack import BlobKind
 from freezeframe.repo.repository import Repository
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.repo.trees import Node, dir_node, encode_tree, file_node
 from freezeframe.repo.writer import BlobHandle, BlobWriter
 
-DATA = "data"
 _PER_SEGMENT = SEGMENT // CHUNK
 _ZEROS = bytes(CHUNK)
 
 
-def zero_id(length: int) -> bytes:
-    """Return the blob id of `length` zero bytes."""
-    return hashlib.sha256(_ZEROS[:length]).digest()
-
-
 class _Disk:
-    """The blob ids of one disk: uint8, shape (chunks, 32); every chunk starts as zeros."""
+    """The blobs of one disk: every chunk starts as zeros."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, parent: ParentDisk | None) -> None:
         self.size = size
+        #: uint8, shape (chunks, 32); meaningless where a chunk is in `fine`.
         self.ids = np.empty((-(-size // CHUNK), 32), np.uint8)
         self.ids[:] = np.frombuffer(zero_id(CHUNK), np.uint8)
         if size % CHUNK:
             self.ids[-1] = np.frombuffer(zero_id(size % CHUNK), np.uint8)
+        #: Chunks stored by granules: uint8, shape (granules, 32).
+        self.fine: dict[int, NDArray[np.uint8]] = {}
+        #: uint8, shape (chunks, 16), see `sumsfile`.
+        self.sums = np.zeros((len(self.ids), LENGTH), np.uint8)
+        self.parent = parent if parent is not None and parent.size == size else None
 
 
 class ChunkStore:
     """One worker's way into the image; not to be shared between threads."""
 
-    def __init__(self, disks: Sequence[_Disk], handle: BlobHandle) -> None:
+    def __init__(
+        self, disks: Sequence[_Disk], handle: BlobHandle, fingerprinter: Fingerprinter
+    ) -> None:
         self._disks = disks
         self._handle = handle
+        self._fingerprinter = fingerprinter
 
     def put(self, disk: int, number: int, chunk: memoryview) -> None:
         """Store chunk `number` of a disk; the buffer is free again on return.
 
-        A chunk of zeros is known without hashing it. A chunk may be stored again: the last
-        one wins. Different threads must not store the same chunk at once.
+        A chunk of zeros is known without hashing it, one that the parent has by its fast
+        sum. A chunk that differs from the parent's is stored by granules: where a disk is
+        written to, it will be again, a little everywhere. A chunk may be stored again: the
+        last one wins. Different threads must not store the same chunk at once.
         """
-        # As flags: numpy looks at them 16 at a time and stops at the first that is set.
-        if not np.frombuffer(chunk, np.bool_).any():
-            blob_id = zero_id(len(chunk)) if len(chunk) != CHUNK else _ZERO_CHUNK
+        target = self._disks[disk]
+        if _is_zero(chunk):
+            target.fine.pop(number, None)
+            target.ids[number] = np.frombuffer(zero_id(len(chunk)), np.uint8)
+            target.sums[number] = 0
+            return
+        total = np.frombuffer(self._fingerprinter.sum(chunk), np.uint8)
+        parent = target.parent
+        if parent is None or not parent.usable[number] or parent.zero[number]:
+            self._whole(target, number, chunk)
+        elif np.array_equal(parent.sums[number], total):
+            _take_over(target, parent, number)
+            self._handle.count_known(len(chunk))
+        elif number in parent.fine:
+            self._granules(target, number, chunk)
         else:
-            blob_id = self._handle.put(BlobKind.DATA, chunk)
-        self._disks[disk].ids[number] = np.frombuffer(blob_id, np.uint8)
+            self._changed(target, parent, number, chunk)
+        target.sums[number] = total
+
+    def put_fine(self, disk: int, number: int, chunk: memoryview) -> None:
+        """Store chunk `number` of a disk by granules, whatever the parent has."""
+        target = self._disks[disk]
+        self._granules(target, number, chunk)
+        target.sums[number] = np.frombuffer(self._fingerprinter.sum(chunk), np.uint8)
+
+    def _changed(self, disk: _Disk, parent: ParentDisk, number: int, chunk: memoryview) -> None:
+        """Store a chunk that the parent has whole and, by its sum, otherwise.
+
+        Without a sum that means nothing yet (an older image, a copied repository); and a
+        chunk may have become what it once was.
+        """
+        blob_id = self._handle.name(chunk)
+        same = blob_id == parent.ids[number].tobytes()
+        if same or self._handle.knows(BlobKind.DATA, blob_id):
+            self._whole(disk, number, chunk, blob_id)
+        else:
+            self._granules(disk, number, chunk)
+
+    def _whole(
+        self, disk: _Disk, number: int, chunk: memoryview, blob_id: bytes | None = None
+    ) -> None:
+        stored = self._handle.put(BlobKind.DATA, chunk, blob_id)
+        disk.fine.pop(number, None)
+        disk.ids[number] = np.frombuffer(stored, np.uint8)
+
+    def _granules(self, disk: _Disk, number: int, chunk: memoryview) -> None:
+        parts = [chunk[start : start + GRANULE] for start in range(0, len(chunk), GRANULE)]
+        ids = [self._handle.put(BlobKind.DATA, part) for part in parts]
+        disk.fine[number] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
 
 
-_ZERO_CHUNK = zero_id(CHUNK)
+def _is_zero(chunk: memoryview) -> bool:
+    # As flags: numpy looks at them 16 at a time and stops at the first that is set.
+    return not np.frombuffer(chunk, np.bool_).any()
+
+
+def _take_over(disk: _Disk, parent: ParentDisk, number: int) -> None:
+    if (fine := parent.fine.get(number)) is not None:
+        disk.fine[number] = fine
+    else:
+        disk.fine.pop(number, None)
+        disk.ids[number] = parent.ids[number]
 
 
 class ImageWriter:
     """An image under way. Nothing of it can be seen before `commit` returns."""
 
-    def __init__(self, repository: Repository, writer: BlobWriter, sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        writer: BlobWriter,
+        sizes: Sequence[int],
+        parents: Sequence[ParentDisk | None] = (),
+    ) -> None:
+        """Start an image of disks of these sizes; `parents` are what an earlier one has of each."""
         self._repository = repository
         self._writer = writer
         self._handle = writer.handle()
-        self._disks = [_Disk(size) for size in sizes]
+        self._fingerprinter = Fingerprinter(repository.key)
+        known = parents or [None] * len(sizes)
+        self._disks = [_Disk(size, parent) for size, parent in zip(sizes, known, strict=True)]
 
     def chunk_store(self) -> ChunkStore:
         """Return a way in for one more worker thread."""
-        return ChunkStore(self._disks, self._writer.handle())
+        return ChunkStore(self._disks, self._writer.handle(), self._fingerprinter)
+
+    def take_over(self, disk: int, numbers: NDArray[np.int64]) -> None:
+        """Take these chunks as the disk's parent has them; all must be usable there."""
+        target = self._disks[disk]
+        parent = target.parent
+        if parent is None or not parent.usable[numbers].all():
+            raise FreezeframeError("chunks to be taken over are not in the parent image")
+        target.ids[numbers] = parent.ids[numbers]
+        target.sums[numbers] = parent.sums[numbers]
+        wanted = set(numbers.tolist())
+        for number, ids in parent.fine.items():
+            if number in wanted:
+                target.fine[number] = ids
 
     def commit(
         self,
@@ -127,15 +211,24 @@ class ImageWriter:
         segments = []
         last: tuple[bytes, bytes, int] | None = None
         tree = b""
-        for number, first in enumerate(range(0, len(disk.ids), _PER_SEGMENT)):
+        for number in range(-(-disk.size // SEGMENT)):
             start = number * SEGMENT
             length = min(SEGMENT, disk.size - start)
-            ids = disk.ids[first : first + _PER_SEGMENT]
             held = usedfile.encode(used, start, length)
+            known = _parent_segment(disk, number, held)
+            if known is not None and self._handle.knows(BlobKind.TREE, known):
+                segments.append(dir_node(segment_name(number), known))
+                continue
+            ids = _segment_ids(disk, number)
+            sums = disk.sums[_chunks_of(number)].tobytes()
             # A huge disk is mostly segments nobody uses, one like the other.
             if (ids.tobytes(), held, length) != last:
                 last = (ids.tobytes(), held, length)
-                files = [file_node(DATA, ids, length), self._file(usedfile.NAME, held)]
+                files = [
+                    file_node(DATA, ids, length),
+                    self._file(sumsfile.NAME, sums),
+                    self._file(usedfile.NAME, held),
+                ]
                 tree = self._tree(files)
             segments.append(dir_node(segment_name(number), tree))
         return self._tree(segments)
@@ -150,6 +243,43 @@ class ImageWriter:
         return self._handle.put(BlobKind.TREE, encode_tree(ordered))
 
 
-def segment_name(number: int) -> str:
-    """Return the folder of a segment: zero-padded, so that a shell lists them in order."""
-    return f"{number:05d}"
+def _chunks_of(segment: int) -> slice[int, int, None]:
+    return slice(segment * _PER_SEGMENT, (segment + 1) * _PER_SEGMENT)
+
+
+def _fine_of(chunks: Mapping[int, NDArray[np.uint8]], segment: int) -> list[int]:
+    """Return the chunks of a segment that are stored by granules, ascending."""
+    here = _chunks_of(segment)
+    if len(chunks) < _PER_SEGMENT:
+        return sorted(number for number in chunks if here.start <= number < here.stop)
+    return [number for number in range(here.start, here.stop) if number in chunks]
+
+
+def _segment_ids(disk: _Disk, segment: int) -> NDArray[np.uint8]:
+    """Return the ids of all blobs of a segment, in order: uint8, shape (n, 32)."""
+    here = _chunks_of(segment)
+    pieces: list[NDArray[np.uint8]] = []
+    done = here.start
+    for number in _fine_of(disk.fine, segment):
+        pieces += [disk.ids[done:number], disk.fine[number]]
+        done = number + 1
+    return np.concatenate([*pieces, disk.ids[done : here.stop]])
+
+
+def _parent_segment(disk: _Disk, segment: int, held: bytes) -> bytes | None:
+    """Return the folder of the parent's segment where ours would be the same."""
+    parent, here = disk.parent, _chunks_of(segment)
+    known = parent.segments[segment] if parent is not None else None
+    if parent is None or known is None or known[1] != held:
+        return None
+    ours, theirs = _fine_of(disk.fine, segment), _fine_of(parent.fine, segment)
+    if ours != theirs or not parent.usable[here].all():
+        return None
+    coarse = np.ones(len(disk.ids[here]), np.bool_)
+    coarse[np.array(ours, np.int64) - here.start] = False
+    same = (
+        np.array_equal(disk.ids[here][coarse], parent.ids[here][coarse])
+        and np.array_equal(disk.sums[here], parent.sums[here])
+        and all(np.array_equal(disk.fine[number], parent.fine[number]) for number in ours)
+    )
+    return known[0] if same else None

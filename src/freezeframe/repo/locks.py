@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Protocol, Self
@@ -81,6 +82,7 @@ class Lock:
         self._refresher: threading.Thread | None = None
         self._name = ""
         self._lost = ""
+        self._settles = 0.0
         self.exclusive = exclusive
 
     @property
@@ -103,21 +105,35 @@ class Lock:
 
     def acquire(self) -> None:
         """Lock. Raises `RepositoryLocked` on a conflict."""
+        self.begin()
+        try:
+            self.settle()
+        except BaseException:
+            self.release()
+            raise
+
+    def begin(self) -> None:
+        """Take the first half of a lock: nothing may be written before `settle` returned.
+
+        What only reads may be done meanwhile, instead of waiting. Raises `RepositoryLocked`.
+        """
         _hangup.hold()
         try:
             self._refuse_conflict()
             self._name = self._write()
-            time.sleep(self._times.settle)
-            self._refuse_conflict()
         except BaseException:
-            self._remove(self._name)
-            self._name = ""
             _hangup.release()
             raise
+        self._settles = time.monotonic() + self._times.settle
         self._held.append(self)
         self._stop.clear()
         self._refresher = threading.Thread(target=self._refresh, name="lock", daemon=True)
         self._refresher.start()
+
+    def settle(self) -> None:
+        """Wait until whoever locked at the same time is seen. Raises `RepositoryLocked`."""
+        time.sleep(max(self._settles - time.monotonic(), 0.0))
+        self._refuse_conflict()
 
     def release(self) -> None:
         """Unlock. Never raises: a lock that cannot be removed becomes stale by itself."""
@@ -132,6 +148,15 @@ class Lock:
             self._name = ""
             self._held.remove(self)
             _hangup.release()
+
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[Self]:
+        """Hold it from `begin` on; the caller calls `settle` before it writes."""
+        self.begin()
+        try:
+            yield self
+        finally:
+            self.release()
 
     def __enter__(self) -> Self:
         self.acquire()

@@ -15,7 +15,7 @@ _PAYS = 32
 #: A blob of this or fewer bytes is never compressed: the frame's header eats the gain.
 _TINY = 64
 #: Unless asked for more, every so many blobs of a thread are decompressed again.
-DECOMPRESS_EVERY = 8
+DECOMPRESS_EVERY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class BlobSealer:
     just the bytes that were sealed; every `decompress_every`-th is decompressed besides and
     compared with the plain bytes. A fault of the processor, of the memory or of a library
     must not become an image nobody can restore. Decompressing all of them takes a quarter
-    more processor time; one in eight still shows a lasting fault after some MiB.
+    more processor time; one in sixteen still shows a lasting fault after some MiB.
     Comparing, not hashing again: it answers the same unless the caller's bytes change
     meanwhile, and costs a twentieth.
     """

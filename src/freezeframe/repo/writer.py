@@ -208,6 +208,18 @@ class BlobWriter:
             self.stats.plain_bytes += length
             return True
 
+    def knows(self, kind: BlobKind, blob_id: bytes) -> bool:
+        """Whether a blob is stored, or on its way."""
+        # In this order: a blob leaves the set only after the index has it.
+        return (kind, blob_id) in self._pending or self._index.has(kind, blob_id)
+
+    def count_known(self, length: int) -> None:
+        """Count one blob's bytes that the repository has, as `claim` does."""
+        with self._state:
+            self._check()
+            self.stats.blobs_known += 1
+            self.stats.known_bytes += length
+
     def append(self, kind: BlobKind, blob_id: bytes, blob: SealedBlob) -> None:
         """Put a claimed blob into the pack; wait while too many packs wait to be stored."""
         with self._state:
@@ -323,14 +335,21 @@ class BlobHandle:
         self._writer = writer
         self._sealer = sealer
 
-    def put(self, kind: BlobKind, plain: Buffer) -> bytes:
+    @staticmethod
+    def name(plain: Buffer) -> bytes:
+        """Return the id of a blob, 32 bytes: its SHA-256."""
+        return hashlib.sha256(plain).digest()
+
+    def put(self, kind: BlobKind, plain: Buffer, blob_id: bytes | None = None) -> bytes:
         """Store a blob unless it is known; return its id, 32 bytes.
 
-        `plain` must not change during the call and is free again on return. On return the
-        blob is on its way, not durable: that is what `flush` is for. Waits while the storage
-        is slower than the caller. Raises the writer's first failure.
+        `plain` must not change during the call and is free again on return; `blob_id` is its
+        name, where the caller has it already. On return the blob is on its way, not durable:
+        that is what `flush` is for. Waits while the storage is slower than the caller. Raises
+        the writer's first failure.
         """
-        blob_id = hashlib.sha256(plain).digest()
+        if blob_id is None:
+            blob_id = self.name(plain)
         if self._writer.claim(kind, blob_id, len(plain)):
             try:
                 blob = self._sealer.seal(plain)
@@ -339,6 +358,14 @@ class BlobHandle:
                 raise
             self._writer.append(kind, blob_id, blob)
         return blob_id
+
+    def knows(self, kind: BlobKind, blob_id: bytes) -> bool:
+        """Whether a blob is stored, or on its way."""
+        return self._writer.knows(kind, blob_id)
+
+    def count_known(self, length: int) -> None:
+        """Count bytes that were found to be in the repository without naming them."""
+        self._writer.count_known(length)
 
 
 def _index_batch(packs: list[StoredPack]) -> list[StoredPack]:

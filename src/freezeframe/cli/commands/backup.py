@@ -22,7 +22,7 @@ UNREADABLE = 3
 @click.option(
     "--check-all",
     is_flag=True,
-    help="Decompress every block again before it counts, not one in eight.",
+    help="Decompress every block again before it counts, not one in sixteen.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="How many threads read and compress.")
 @common
