@@ -23,6 +23,7 @@ from freezeframe.cli.commands import (
     keys,
     repository,
     restore,
+    track,
     verify,
 )
 from freezeframe.cli.options import common_options
@@ -51,6 +52,7 @@ for _command in (
     images.show,
     restore.command,
     verify.command,
+    track.command,
     repository.check,
     repository.unlock,
     keys.command,
