@@ -16,11 +16,14 @@ _COUNTERS = struct.Struct("=16s9Q")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The counters of one tracker at one moment."""
+    """The counters of one tracker at one moment.
+
+    What breaks trust is counted by each of three listeners: zero or not is all it tells.
+    """
 
     #: 32 hex digits: drawn anew each time tracking starts.
     generation: str
-    #: About how many completed writes were marked.
+    #: About how many writes were marked.
     events: int
     #: Requests that tell no place: SG_IO, NVMe passthrough.
     passthrough: int
@@ -42,8 +45,8 @@ class State:
     def broken(self) -> tuple[str, ...]:
         """Return why the marks cannot be relied upon; empty where they can."""
         reasons = (
-            (self.passthrough, "written past the block layer (SG_IO or NVMe passthrough)"),
-            (self.beyond, "written past the end the disk had when tracking started"),
+            (self.passthrough, "was written past the block layer (SG_IO or NVMe passthrough)"),
+            (self.beyond, "was written past the end it had when tracking started"),
             (
                 self.unknown,
                 f"had an operation this program does not know (number {self.last_unknown - 1})",
@@ -52,7 +55,7 @@ class State:
             (self.queue_full, "had more writes under way than the tracker can follow"),
             (self.unseen, "completed writes where the tracker does not see them"),
         )
-        return tuple(f"{text}, {count} times" for count, text in reasons if count)
+        return tuple(f"the disk {text}" for count, text in reasons if count)
 
 
 def parse_state(data: bytes | bytearray | memoryview) -> State:

@@ -12,10 +12,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from freezeframe.core.errors import FreezeframeError
 from freezeframe.system.sysfs import Node
 from freezeframe.tracking import checks, pinned, program
 from freezeframe.tracking.disk import TrackedDisk, describe, refuse_untrackable
+from freezeframe.tracking.harvest import HarvestOverflow, harvest
 from freezeframe.tracking.pending import PendingSet, create
 from freezeframe.tracking.record import (
     BaseRecord,
@@ -32,17 +32,16 @@ from freezeframe.tracking.record import (
 )
 from freezeframe.tracking.shared import STATE_SIZE, State, parse_state
 
-#: Granules looked at in one go: 4 GiB of disk, and no larger array than half a MiB is made.
-_BLOCK = 65536
-
-
-class HarvestOverflow(FreezeframeError):
-    """More granules are marked than there is room for. Nothing was taken: make room, or copy."""
-
-    def __init__(self, marked: int, room: int) -> None:
-        super().__init__(f"{marked} granules are marked, and there is room for {room}")
-        self.marked = marked
-        self.room = room
+__all__ = [
+    "HarvestOverflow",
+    "Tracker",
+    "TrackerStatus",
+    "open_running",
+    "running",
+    "start",
+    "stop",
+    "stop_number",
+]
 
 
 class Tracker:
@@ -121,29 +120,8 @@ class Tracker:
         result is a view of its beginning, and nothing larger than half a MiB is allocated:
         after `prepare`, this may run while every filesystem is frozen. Raises
         `HarvestOverflow`, having cleared nothing, where `into` is too small.
-
-        Marks are copied first. What is in the copy goes into the pending set of every
-        repository, then 0 is stored at just those places: a plain byte each, as the kernel
-        stores its 1. A write that the copy missed keeps its mark; one that lands between
-        copy and clearing lies in what is read afterwards.
         """
-        np.copyto(self._copy, self._flags)
-        found = int(np.count_nonzero(self._copy.view(np.bool_)))
-        if into is None:
-            into = np.empty(found, np.int64)
-        elif into.size < found:
-            raise HarvestOverflow(found, into.size)
-        for pending in self._pending.values():
-            pending.add(self._copy)
-        filled = 0
-        for start in range(0, self.granules if found else 0, _BLOCK):
-            marked = np.flatnonzero(self._copy[start : start + _BLOCK].view(np.bool_))
-            if marked.size:
-                marked += start
-                self._flags[marked] = 0
-                into[filled : filled + marked.size] = marked
-                filled += marked.size
-        return into[:filled]
+        return harvest(self._flags, self._copy, self._pending.values(), into)
 
     # -- trust ------------------------------------------------------------------------
 
