@@ -7,12 +7,18 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Root's tests need root: loop devices, mounts.
 AS_ROOT := $(SUDO) $(if $(SUDO),env PATH="$$PATH",)
 
+TRACKER := src/freezeframe/tracking/bpf/tracker.bpf
+
 .PHONY: setup demo test lint bench lock clean packages packages-bench
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(TRACKER).o
+
+# The kernel side of tracking. The install below builds it too; this is for when it changes.
+$(TRACKER).o: $(TRACKER).c $(dir $(TRACKER))tracker.h tools/build-bpf | $(VENV)/.ready
+	tools/build-bpf
 
 $(VENV)/.ready: requirements.lock pyproject.toml tools/install-packages
-	tools/install-packages run
+	tools/install-packages run build
 	test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
 	  || $(PYTHON) -m venv --clear $(VENV) 2>/dev/null \
 	  || { tools/install-packages --venv; $(PYTHON) -m venv --clear $(VENV); }
@@ -48,4 +54,4 @@ lock:
 	  --no-emit-index-url --no-header --no-annotate --extra dev -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TRACKER).o build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

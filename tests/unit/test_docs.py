@@ -43,6 +43,6 @@ def test_the_lock_file_has_hashes_and_no_addresses() -> None:
 
 
 def test_every_system_package_says_what_for() -> None:
-    assert all(p.needed_for in ("run", "test", "bench") and p.purpose for p in packages())
+    assert all(p.needed_for in ("run", "build", "test", "bench") and p.purpose for p in packages())
     names = [p.name for p in packages()]
     assert len(names) == len(set(names))

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.errors import FreezeframeError, TrackingUnavailable
 from freezeframe.core.units import MIB, human_size
 from freezeframe.system.memory import available_memory
 from freezeframe.system.run import run, which
 from freezeframe.system.tools import Package, packages
+from freezeframe.tracking import libbpf
+from freezeframe.tracking.program import BTF, object_path
+from freezeframe.tracking.record import pins_folder
 
 State = Literal["ok", "missing", "limited", "not verified"]
 
@@ -49,8 +52,9 @@ def examine() -> list[Finding]:
         _device_mapper(),
         _fuse(),
         _filesystems(),
-        *(_package(package) for package in packages() if package.needed_for == "run"),
+        *(_package(package) for package in packages() if _is_looked_for(package)),
         _restic(),
+        *_hot(),
         *_not_there(),
     ]
 
@@ -155,6 +159,11 @@ def _knows(kind: str) -> bool:
 # -- tools ----------------------------------------------------------------------------
 
 
+def _is_looked_for(package: Package) -> bool:
+    """Whether a package is one of tools the program runs; libraries are looked for apart."""
+    return package.needed_for == "run" and bool(package.tools)
+
+
 def _package(package: Package) -> Finding:
     lost = [tool for tool in package.tools if which(tool) is None]
     if lost:
@@ -172,6 +181,80 @@ def _restic() -> Finding:
     except FreezeframeError as error:
         return Finding("restic", "limited", f"{error.message}: {use}", "apt-get install restic")
     return Finding("restic", "ok", f"{' '.join(said.split()[:2])}: {use}")
+
+
+# -- hot processing -------------------------------------------------------------------
+
+
+def _hot() -> list[Finding]:
+    """Look at what tracking writes needs, each for itself, and say what comes of it."""
+    found = [
+        _tracker_object(),
+        _library(),
+        _bpf_filesystem(),
+        _btf(),
+        _bpf_rights(),
+    ]
+    missing = [finding.name for finding in found if finding.state == "missing"]
+    if missing:
+        found.append(
+            Finding(
+                "tracking of writes",
+                "missing",
+                f"mounted disks cannot be imaged here for lack of: {', '.join(missing)}",
+                "see to those, or image the disks offline",
+            )
+        )
+    else:
+        found.append(Finding("tracking of writes", "ok", "mounted disks can be imaged here"))
+    return found
+
+
+def _tracker_object() -> Finding:
+    try:
+        path = object_path()
+    except TrackingUnavailable as error:
+        return Finding("compiled tracker", "missing", error.message, error.hint)
+    return Finding("compiled tracker", "ok", str(path))
+
+
+def _library() -> Finding:
+    use = "to load the tracker into the kernel"
+    reason = libbpf.available()
+    if reason:
+        return Finding("libbpf1", "missing", reason, "apt-get install libbpf1")
+    return Finding("libbpf1", "ok", use)
+
+
+def _bpf_filesystem() -> Finding:
+    try:
+        pins_folder()
+    except TrackingUnavailable as error:
+        return Finding("BPF filesystem", "missing", error.message, error.hint)
+    return Finding("BPF filesystem", "ok", "keeps marks between images")
+
+
+def _btf() -> Finding:
+    if BTF.exists():
+        return Finding("BTF", "ok", "the kernel describes its own structures")
+    return Finding(
+        "BTF",
+        "limited",
+        "the kernel does not describe its structures: images of mounted disks are always read in "
+        "full, and disks without requests (md, zram) cannot be tracked",
+        "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions have",
+    )
+
+
+def _bpf_rights() -> Finding:
+    if os.geteuid() != 0 or not _has_capability(_CAP_SYS_ADMIN):
+        return Finding(
+            "rights to track",
+            "missing",
+            "loading the tracker and freezing filesystems need CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN",
+            "run it as root, outside of containers",
+        )
+    return Finding("rights to track", "ok", "root")
 
 
 # -- what is not there ----------------------------------------------------------------

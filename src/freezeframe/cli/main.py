@@ -62,6 +62,7 @@ _COMMANDS = {
     "key": "keys:command",
     "restore": "restore:command",
     "show": "images:show",
+    "track": "track:command",
     "unlock": "repository:unlock",
     "verify": "verify:command",
 }

@@ -155,3 +155,11 @@ class ToolFailed(FreezeframeError):
         self.command = command
         self.returncode = returncode
         self.output = output
+
+
+class TrackingUnavailable(FreezeframeError):
+    """Writes to a disk cannot be tracked here: image it offline, or give the machine what lacks."""
+
+
+class TrackingBusy(FreezeframeError):
+    """Another freezeframe works with the marks of a disk: wait for it."""

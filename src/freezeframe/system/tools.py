@@ -13,7 +13,7 @@ class Package:
     """One Debian package: what it is needed for, and the commands it brings."""
 
     name: str
-    #: `run`, `test` or `bench`.
+    #: `run`, `build`, `test` or `bench`.
     needed_for: str
     tools: tuple[str, ...]
     purpose: str
