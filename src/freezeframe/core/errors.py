@@ -61,6 +61,21 @@ class NotUnderstood(FreezeframeError):
     """A structure on disk is unknown, dirty or damaged: count its whole region as used."""
 
 
+# -- freezing -----------------------------------------------------------------------
+
+
+class FreezeError(FreezeframeError):
+    """A filesystem could not be frozen or thawed as asked: nothing of ours stays frozen."""
+
+
+class FreezeBusy(FreezeError):
+    """Somebody else has frozen a filesystem: wait for them, or image it another way."""
+
+
+class FreezeBroken(FreezeError):
+    """A freeze ended before it was to: what was read under it is not one point in time."""
+
+
 # -- the target ---------------------------------------------------------------------
 
 

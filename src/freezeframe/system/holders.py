@@ -27,6 +27,7 @@ __all__ = [
     "source_holders",
     "target_holders",
     "uses_of",
+    "writers_of",
 ]
 
 #: The kinds of device-mapper volumes, by the start of their uuid: what it is, how to end it.
@@ -98,6 +99,16 @@ def openers(path: str | Path) -> list[Opener]:
     except OSError:
         return []
     return openers_of_file(status.st_dev, status.st_ino)
+
+
+def writers_of(nodes: Iterable[Node]) -> list[Use]:
+    """Return the other processes that have one of these very devices open for writing.
+
+    Their partitions and disks are not looked at. Takes half a second where there are any:
+    some only try a device for a moment.
+    """
+    members = list(nodes)
+    return _written_by(lambda: _openers_of(members))
 
 
 # -- devices --------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class Mount:
     options: tuple[str, ...]
     #: In whose view it is mounted there: a process id; 0 for our own.
     namespace: int = 0
+    #: The kernel's number of this mount, which no other has at the same time; 0: not known.
+    number: int = 0
 
     @property
     def read_only(self) -> bool:
@@ -74,6 +76,7 @@ def parse_mountinfo(text: str, *, namespace: int = 0) -> list[Mount]:
                 source=_plain(rest[1]),
                 options=tuple(_plain(option) for option in rest[-1].split(",")),
                 namespace=namespace,
+                number=int(fields[0]) if fields[0].isdecimal() else 0,
             )
         )
     return found

@@ -64,6 +64,11 @@ class Node:
         return read_number(self.folder / "size") * 512
 
     @property
+    def start(self) -> int:
+        """Where a partition starts on its disk, in bytes; 0 for whatever is none."""
+        return read_number(self.folder / "start") * 512
+
+    @property
     def diskseq(self) -> int:
         """Number that no two disks of one boot share (5.15); 0 where the kernel has none."""
         return read_number(self.whole.folder / "diskseq")

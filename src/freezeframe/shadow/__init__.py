@@ -1,0 +1,1 @@
+"""Points in time of disks in use: which filesystems lie on them, and holding these still."""
