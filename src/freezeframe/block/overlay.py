@@ -8,8 +8,9 @@ touched beforehand. Nothing is allocated in sizes that matter, nothing is copied
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Protocol, runtime_checkable
 
@@ -46,7 +47,8 @@ class GranuleOverlay:
     """Room for `limit` bytes of granules of one disk, by number; the last read of each wins.
 
     `disk_size` in bytes: the last granule of a disk may be short. All memory is taken and
-    touched when it is made: 0.2 s a GiB. Not thread-safe, but for reading what is in it.
+    touched when it is made, a second or two a GiB: make it before the freeze. Not thread-safe,
+    but for reading what is in it.
     """
 
     def __init__(self, disk_size: int, limit: int) -> None:
@@ -54,7 +56,7 @@ class GranuleOverlay:
         self._disk_size = disk_size
         self._buffer = aligned_buffer(count * GRANULE)
         # The first write to a page makes it; none shall be made in the freeze.
-        np.frombuffer(self._buffer, np.uint8)[::4096] = 0
+        np.frombuffer(self._buffer, np.uint8)[:: mmap.PAGESIZE] = 0
         #: Numbers of the granules that are there, ascending, and the slot of each.
         self._numbers = np.empty(0, np.int64)
         self._slots = np.empty(0, np.int64)
@@ -203,64 +205,56 @@ class GranuleOverlay:
     def _read(
         self, reader: Reader, granules: Int64Array, slots: Int64Array, pool: Executor | None
     ) -> None:
-        # A run goes on while both granules and slots are neighbours: one buffer. Runs whose
-        # granules are neighbours are read with one call, into several buffers.
-        apart = np.diff(granules) != 1
-        edges = np.flatnonzero(apart) + 1
-        firsts = np.append(0, edges)
-        lasts = np.append(edges, len(granules))
-        calls = [
-            (start, min(start + _LONGEST_RUN, last))
-            for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
-            for start in range(first, last, _LONGEST_RUN)
-        ]
-        # Where a slot does not follow the one before.
-        jumps = np.flatnonzero(np.diff(slots) != 1) + 1
-        left = deque(calls)
+        left = deque(self._calls(granules, slots))
+        scattered = reader.read_scattered if isinstance(reader, ScatteredReader) else None
 
         def work() -> None:
-            while True:
-                try:
-                    first, last = left.popleft()
-                except IndexError:
-                    return
-                try:
-                    self._read_run(reader, granules, slots, jumps, first, last)
-                except BaseException:
-                    left.clear()
-                    raise
+            try:
+                while left:
+                    try:
+                        offset, buffers = left.popleft()
+                    except IndexError:
+                        return
+                    if scattered is not None:
+                        scattered(offset, buffers)
+                        continue
+                    for buffer in buffers:
+                        reader.read_into(offset, buffer)
+                        offset += len(buffer)
+            except BaseException:
+                # The others need not go on.
+                left.clear()
+                raise
 
-        if pool is None or len(calls) == 1:
+        if pool is None or len(left) < 2:
             work()
             return
-        futures = [pool.submit(work) for _ in range(min(_LANES, len(calls)))]
+        futures = [pool.submit(work) for _ in range(min(_LANES, len(left)))]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
             raise errors[0]
 
-    def _read_run(
-        self,
-        reader: Reader,
-        granules: Int64Array,
-        slots: Int64Array,
-        jumps: Int64Array,
-        first: int,
-        last: int,
-    ) -> None:
-        """Read the granules at [first, last), neighbours all, into their slots."""
-        offset = int(granules[first]) * GRANULE
-        inside = jumps[np.searchsorted(jumps, first, "right") : np.searchsorted(jumps, last)]
-        edges = [first, *inside.tolist(), last]
-        buffers = []
-        for begin, end in itertools.pairwise(edges):
-            start = int(slots[begin]) * GRANULE
-            buffers.append(self._buffer[start : start + (end - begin) * GRANULE])
-        over = offset + (last - first) * GRANULE - self._disk_size
-        if over > 0:
-            buffers[-1] = buffers[-1][:-over]
-        if isinstance(reader, ScatteredReader):
-            reader.read_scattered(offset, buffers)
-            return
-        for buffer in buffers:
-            reader.read_into(offset, buffer)
-            offset += len(buffer)
+    def _calls(
+        self, granules: Int64Array, slots: Int64Array
+    ) -> Iterator[tuple[int, list[memoryview]]]:
+        """Give what to read with one call each: the offset, and the buffers to fill from there.
+
+        A call takes neighbours on the disk, a buffer those that are neighbours in memory, too.
+        """
+        place = np.arange(len(granules))
+        first = np.append(True, np.diff(granules) != 1)
+        run = np.maximum.accumulate(np.where(first, place, 0))
+        call = (place - run) % _LONGEST_RUN == 0
+        piece = np.flatnonzero(call | np.append(True, np.diff(slots) != 1))
+        begins = slots[piece] * GRANULE
+        ends = begins + np.diff(piece, append=len(granules)) * GRANULE
+        ends[-1] -= max(0, (int(granules[-1]) + 1) * GRANULE - self._disk_size)
+        buffers = [
+            self._buffer[begin:end]
+            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+        ]
+        heads = np.flatnonzero(call)
+        offsets = (granules[heads] * GRANULE).tolist()
+        edges = [*np.searchsorted(piece, heads).tolist(), len(piece)]
+        for offset, (begin, end) in zip(offsets, itertools.pairwise(edges), strict=True):
+            yield offset, buffers[begin:end]
