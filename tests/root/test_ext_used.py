@@ -8,8 +8,8 @@ import pytest
 
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.units import MIB
-from freezeframe.fs.base import PeerList, UsedMap
-from freezeframe.fs.ext import FROZEN, KIND
+from freezeframe.fs.base import PeerList, State, UsedMap
+from freezeframe.fs.ext import KIND
 from freezeframe.system.run import run
 from freezeframe.testing.fsproof import (
     PlainFile,
@@ -68,9 +68,9 @@ def _make(image: Path, options: str, mib: int) -> None:
     run(("mke2fs", "-q", "-F", "-L", "a label", *options.split(), str(image)))
 
 
-def _used(image: Path, *, frozen: bool = False) -> UsedMap:
+def _used(image: Path, *, state: State = State.AT_REST) -> UsedMap:
     with PlainFile(image) as reader:
-        return (FROZEN if frozen else KIND).used_map(reader, PeerList((reader,)))
+        return KIND.used_map(reader, PeerList((reader,)), state=state)
 
 
 def _counted(image: Path) -> int:
@@ -169,19 +169,23 @@ def test_frozen(options: str, tmp_path: Path) -> None:
                 run(("fsfreeze", "-u", str(mounted)))
         finally:
             orphan.close()
+    journal = "has_journal" not in options and "ext2" not in options
     # Mounted for writing and not frozen: nothing to rely on.
-    for kind in (KIND, FROZEN) if "has_journal" not in options and "ext2" not in options else ():
-        with PlainFile(running) as reader, pytest.raises(NotUnderstood, match="recovery"):
-            kind.used_map(reader, PeerList((reader,)))
-    with PlainFile(running) as reader, pytest.raises(NotUnderstood, match="cleanly"):
-        KIND.used_map(reader, PeerList((reader,)))
-    result = _used(still, frozen=True)
-    if "has_journal" not in options and "ext2" not in options:
-        assert any("deleted files" in note for note in result.notes)
+    for state in (State.AT_REST, State.FROZEN):
+        with pytest.raises(NotUnderstood, match="recovery" if journal else "cleanly"):
+            _used(running, state=state)
+    assert _used(running, state=State.LIVE).understood
+    if not journal:
+        # It may have crashed before it was mounted: nothing tells.
+        with pytest.raises(NotUnderstood, match="cleanly"):
+            _used(still, state=State.FROZEN)
+        return
+    result = _used(still, state=State.FROZEN)
+    assert any("deleted files" in note for note in result.notes)
     assert result.used.total < 64 * MIB / 2
     spoiled = tmp_path / "spoiled"
     scatter_used(still, result.used, spoiled)
-    # Frees the deleted file; without a journal it was never marked as unmounted, either.
+    # Frees the deleted file.
     run(("e2fsck", "-fy", str(spoiled)), ok=(0, 1))
     with loop_mounted(spoiled, tmp_path / "after", read_only=True) as mounted:
         assert tree_checksums(mounted) == before

@@ -19,7 +19,7 @@ import pytest
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
-from freezeframe.fs.base import PeerList, UsedMap
+from freezeframe.fs.base import PeerList, State, UsedMap
 from freezeframe.fs.detect import used_map as detected
 from freezeframe.fs.lvm import LvmKind
 from freezeframe.system.loop import attached
@@ -215,6 +215,42 @@ def test_no_used_block_is_left_out(shape: str, tmp_path: Path) -> None:
             run(("e2fsck", "-fn", str(image)))
             with loop_mounted(image, tmp_path / "proof", read_only=True) as folder:
                 assert tree_checksums(folder) == files
+
+
+def test_each_volume_in_its_own_state(tmp_path: Path) -> None:
+    """A volume that is mounted and frozen is trusted; one that crashed beside it is not."""
+    group = Group(tmp_path, 1, size=800 * MIB)
+    image, still = tmp_path / "xfs", tmp_path / "still"
+    with image.open("wb") as file:
+        file.truncate(320 * MIB)
+    run(("mkfs.xfs", "-q", str(image)))
+    with loop_mounted(image, tmp_path / "filling") as folder:
+        make_tree(folder, budget=3 * MIB)
+        run(("fsfreeze", "-f", str(folder)))
+        try:
+            run(("cp", "--sparse=always", str(image), str(still)))
+        finally:
+            run(("fsfreeze", "-u", str(folder)))
+    with group.open() as tools:
+        tools.create()
+        for name in ("frozen", "crashed"):
+            tools.volume(name, "-L", "320M")
+            tools.write(name, still)
+
+    def understood(state: State, volumes: dict[str, State] | None) -> dict[str, bool]:
+        with PlainFile(group.files[0]) as reader:
+            result = detected(reader, state=state, volumes=volumes)
+        assert result.understood
+        assert result.used.end <= group.files[0].stat().st_size
+        return {name: inner.understood for name, inner in result.inside.items()}
+
+    assert understood(State.AT_REST, None) == {"frozen": False, "crashed": False}
+    assert understood(State.FROZEN, {}) == {"frozen": False, "crashed": False}
+    states = {"vg/frozen": State.FROZEN}
+    assert understood(State.FROZEN, states) == {"frozen": True, "crashed": False}
+    # Handed down to all where nothing is said of each.
+    assert understood(State.FROZEN, None) == {"frozen": True, "crashed": True}
+    assert understood(State.LIVE, None) == {"frozen": True, "crashed": True}
 
 
 def test_the_text_restores_the_group(tmp_path: Path) -> None:

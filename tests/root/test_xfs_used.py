@@ -10,8 +10,8 @@ import pytest
 
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.units import MIB
-from freezeframe.fs.base import PeerList, UsedMap
-from freezeframe.fs.xfs import FROZEN, KIND
+from freezeframe.fs.base import PeerList, State, UsedMap
+from freezeframe.fs.xfs import KIND
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run, search_path
 from freezeframe.testing.fsproof import (
@@ -53,9 +53,9 @@ def _make(image: Path, options: str, mib: int) -> None:
     subprocess.run(command, check=True, env=small, capture_output=True)
 
 
-def _used(image: Path, *, frozen: bool = False) -> UsedMap:
+def _used(image: Path, *, state: State = State.AT_REST) -> UsedMap:
     with PlainFile(image) as reader:
-        return (FROZEN if frozen else KIND).used_map(reader, PeerList((reader,)))
+        return KIND.used_map(reader, PeerList((reader,)), state=state)
 
 
 def _superblock(image: Path, field: str) -> int:
@@ -214,7 +214,7 @@ def test_frozen(tmp_path: Path) -> None:
     assert _state(still) == "DIRTY"
     with PlainFile(still) as reader, pytest.raises(NotUnderstood, match="log"):
         KIND.used_map(reader, PeerList((reader,)))
-    result = _used(still, frozen=True)
+    result = _used(still, state=State.FROZEN)
     counted, reserves = _counted(still)
     assert result.used.total == counted + reserves
     spoiled = tmp_path / "spoiled"

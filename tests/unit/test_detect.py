@@ -13,7 +13,7 @@ from freezeframe.block.window import Window
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
 from freezeframe.fs import detect
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.names import SIGNATURES, Signature
 from freezeframe.system.run import run
 from freezeframe.testing.fs_contract import Watched, check_map
@@ -110,7 +110,7 @@ class Broken:
     def recognise(self, reader: object) -> bool:
         return True
 
-    def used_map(self, reader: object, peers: Peers) -> UsedMap:
+    def used_map(self, reader: object, peers: Peers, *, state: State) -> UsedMap:
         if self._error:
             raise self._error
         return UsedMap(self.name, self._used, True)

@@ -11,8 +11,8 @@ import pytest
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import GIB, MIB
-from freezeframe.fs.base import PeerList, UsedMap
-from freezeframe.fs.ext import FROZEN, KIND
+from freezeframe.fs.base import PeerList, State, UsedMap
+from freezeframe.fs.ext import KIND
 from freezeframe.system.run import run
 from freezeframe.testing.fsproof import PlainFile, scatter_used, tree_checksums
 
@@ -33,14 +33,14 @@ def _make(image: Path, options: str, size: int) -> None:
     run(("mke2fs", "-q", "-F", *options.split(), str(image)))
 
 
-def _used(image: Path, *, frozen: bool = False) -> UsedMap:
+def _used(image: Path, *, state: State = State.AT_REST) -> UsedMap:
     with PlainFile(image) as reader:
-        return (FROZEN if frozen else KIND).used_map(reader, PeerList((reader,)))
+        return KIND.used_map(reader, PeerList((reader,)), state=state)
 
 
-def _refused(image: Path, reason: str, *, frozen: bool = False) -> None:
+def _refused(image: Path, reason: str, *, state: State = State.AT_REST) -> None:
     with pytest.raises(NotUnderstood, match=reason):
-        _used(image, frozen=frozen)
+        _used(image, state=state)
 
 
 def _debugfs(image: Path, *commands: str) -> str:
@@ -122,13 +122,14 @@ def test_unclean_is_refused(tmp_path: Path) -> None:
     _used(image)
     _debugfs(image, "feature needs_recovery")
     _refused(image, "needs recovery")
-    _refused(image, "needs recovery", frozen=True)
+    _refused(image, "needs recovery", state=State.FROZEN)
     _debugfs(image, "feature -needs_recovery", "ssv state 0")
     _refused(image, "not unmounted cleanly")
-    assert _used(image, frozen=True).understood
+    _refused(image, "not unmounted cleanly", state=State.FROZEN)
+    assert _used(image, state=State.LIVE).understood
     _debugfs(image, "ssv state 3")
     _refused(image, "errors")
-    _refused(image, "errors", frozen=True)
+    _refused(image, "errors", state=State.FROZEN)
 
 
 @pytest.mark.parametrize("kind", ["ext3", "ext4"])
@@ -138,7 +139,7 @@ def test_a_journal_with_something_in_it_is_refused(kind: str, tmp_path: Path) ->
     block = int(_debugfs(image, "bmap <8> 0").strip())
     _patch(image, block * _used(image).block_size + 28, b"\1")
     _refused(image, "not written back")
-    _refused(image, "not written back", frozen=True)
+    _refused(image, "not written back", state=State.FROZEN)
 
 
 def test_unknown_features_are_refused(tmp_path: Path) -> None:

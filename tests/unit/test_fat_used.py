@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from freezeframe.core.units import KIB, MIB
-from freezeframe.fs.base import UsedMap
+from freezeframe.fs.base import State, UsedMap
 from freezeframe.fs.detect import used_map
 from freezeframe.system.run import run
 from freezeframe.testing.fs_contract import check_map
@@ -278,3 +278,15 @@ def test_cut_short(tmp_path: Path) -> None:
     assert not result.understood
     assert "larger than its partition" in result.notes[0]
     assert result.used.total == 15 * MIB
+
+
+def test_a_mounted_one_is_taken_whole_however_clean_it_looks(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    make(image, 8 * MIB)
+    with PlainFile(image) as reader:
+        assert used_map(reader).understood
+        for state in (State.FROZEN, State.LIVE):
+            result = used_map(reader, state=state)
+            assert not result.understood
+            assert result.used.total == 8 * MIB
+            assert "cannot be frozen" in result.notes[0]

@@ -16,11 +16,11 @@ from freezeframe.block.memory import MemoryBlocks
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import PeerList, Peers, State, UsedMap
 from freezeframe.fs.bits import UsedUnits
 from freezeframe.fs.fat.structs import entries
 from freezeframe.fs.ntfs.structs import parse_boot, parse_list, parse_runs, unprotect
-from freezeframe.testing.fs_contract import check_damaged, check_kind, check_map
+from freezeframe.testing.fs_contract import check_damaged, check_kind, check_map, check_mounted
 
 # -- flags to extents ---------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Bad:
             return self._recognise
         return reader.size >= 512 and reader.read_at(0, 3) == b"BAD"
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         return self._parser(reader)
 
 
@@ -217,6 +217,21 @@ def test_a_parser_that_recognises_all_is_found(tmp_path: Path) -> None:
     image.write_bytes(b"BAD" + bytes(MIB))
     with pytest.raises(AssertionError, match="recognised in"):
         check_kind(Bad(lambda reader: UsedMap("bad", Extents.empty(), True), True), image)
+
+
+def test_a_parser_that_believes_less_of_a_frozen_one_is_found() -> None:
+    class Hopeful(Bad):
+        def used_map(
+            self, reader: Reader, peers: Peers, *, state: State = State.AT_REST
+        ) -> UsedMap:
+            stop = reader.size if state is not State.FROZEN else 512
+            return UsedMap("bad", Extents.single(0, stop), True)
+
+    reader = MemoryBlocks(b"BAD" + bytes(MIB))
+    kind = Hopeful(partial)
+    rest = kind.used_map(reader, PeerList((reader,)))
+    with pytest.raises(AssertionError, match="another map when frozen"):
+        check_mounted(kind, reader, (), rest)
 
 
 def test_errors_of_ours_are_fine() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.units import GIB, MIB
-from freezeframe.fs.base import PeerList, UsedMap
-from freezeframe.fs.xfs import FROZEN, KIND
+from freezeframe.fs.base import PeerList, State, UsedMap
+from freezeframe.fs.xfs import KIND
 from freezeframe.system.run import run, search_path
 from freezeframe.testing.fsproof import PlainFile, partclone_used, scatter_used
 
@@ -40,14 +40,14 @@ def _make(image: Path, options: str, size: int) -> None:
     subprocess.run(command, check=True, env=small, capture_output=True)
 
 
-def _used(image: Path, *, frozen: bool = False) -> UsedMap:
+def _used(image: Path, *, state: State = State.AT_REST) -> UsedMap:
     with PlainFile(image) as reader:
-        return (FROZEN if frozen else KIND).used_map(reader, PeerList((reader,)))
+        return KIND.used_map(reader, PeerList((reader,)), state=state)
 
 
-def _refused(image: Path, reason: str, *, frozen: bool = False) -> None:
+def _refused(image: Path, reason: str, *, state: State = State.AT_REST) -> None:
     with pytest.raises(NotUnderstood, match=reason):
-        _used(image, frozen=frozen)
+        _used(image, state=state)
 
 
 def _xfs_db(image: Path, *commands: str) -> str:
@@ -175,7 +175,7 @@ def test_counts_that_disagree_are_refused(options: str, tmp_path: Path) -> None:
     _xfs_db(image, "sb 0", f"{write} fdblocks {free + 1}")
     _refused(image, "superblock counts")
     # While frozen, the superblock's counts are old.
-    assert _used(image, frozen=True).understood
+    assert _used(image, state=State.FROZEN).understood
     _xfs_db(image, "sb 0", f"{write} fdblocks {free}")
     assert _used(image).understood
     for place, field, reason in (
@@ -260,7 +260,7 @@ def test_a_log_with_anything_odd_is_refused(tmp_path: Path) -> None:
             assert _used(image).understood, "never used"
         else:
             _refused(image, "XFS log|record of the XFS")
-        assert _used(image, frozen=True).understood
+        assert _used(image, state=State.FROZEN).understood
         _patch(image, log + offset, before)
     assert _used(image).understood
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -110,6 +111,28 @@ def read_fully(descriptor: int, offset: int, buffer: memoryview) -> int:
         if got == 0:
             break
         filled += got
+    return filled
+
+
+def read_scattered_fully(descriptor: int, offset: int, buffers: Sequence[memoryview]) -> int:
+    """Fill buffers one after the other with `preadv`; return how much of them was filled.
+
+    1,024 buffers at most (IOV_MAX).
+    """
+    whole = sum(map(len, buffers))
+    filled = os.preadv(descriptor, buffers, offset)
+    if filled == whole:
+        return filled
+    # Cut short: what is left goes buffer by buffer.
+    start = 0
+    for buffer in buffers:
+        if start + len(buffer) > filled:
+            at = filled - start
+            got = read_fully(descriptor, offset + filled, buffer[at:])
+            filled += got
+            if got < len(buffer) - at:
+                break
+        start += len(buffer)
     return filled
 
 

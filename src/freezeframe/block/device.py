@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from freezeframe.block.descriptor import (
@@ -21,6 +21,7 @@ from freezeframe.block.descriptor import (
     address_of,
     aligned_buffer,
     read_fully,
+    read_scattered_fully,
     write_fully,
 )
 from freezeframe.core.errors import FreezeframeError, SourceError, TargetUnsuitable, UnreadableRange
@@ -151,6 +152,22 @@ class Device(Descriptor):
         else:
             self._read_around(offset, buffer)
         self._look()
+
+    def read_scattered(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill up to 1,024 buffers one after the other from `offset`, with one call.
+
+        Nothing else is done or looked at: the machine may be waiting. `offset`, the buffers'
+        lengths and where they lie are multiples of the sector and of `facts.alignment`.
+        """
+        length = sum(map(len, buffers))
+        self._check_read(offset, length)
+        try:
+            filled = read_scattered_fully(self._descriptor, offset, buffers)
+        except OSError as error:
+            raise self._read_failed(error, offset, length) from error
+        if filled < length:
+            self._check_alive()
+            raise SourceError(f"{self.name} ended at {offset + filled}, before its end")
 
     def data_extents(self) -> Extents:
         """Return everything: a device does not tell what it never stored."""

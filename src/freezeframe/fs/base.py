@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from freezeframe.block.base import Reader
+from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
+
+
+class State(enum.StrEnum):
+    """What others may do to a region while its used map is read: how far to trust its bytes."""
+
+    #: Nobody has it mounted for writing. Anything unclean counts as used, whole.
+    AT_REST = "at rest"
+    #: Mounted, and frozen (FIFREEZE) at the moment the bytes are from: exact, to be trusted.
+    #: Who says so answers for it; a filesystem that cannot be frozen is taken whole.
+    FROZEN = "frozen"
+    #: Mounted and written to: an estimate of what is worth copying ahead, nothing more. It
+    #: names too much and too little, as its structures are of different moments.
+    LIVE = "live"
+
+
+def verify_at_rest(name: str, state: State) -> None:
+    """Raise `NotUnderstood` for a mounted filesystem of a kind that cannot be frozen.
+
+    Its marks tell nothing then: FAT sets its dirty bit at the mount, but exfat and ntfs3
+    clear theirs with every sync (exfat_sync_fs, ntfs_sync_fs) and write on.
+    """
+    if state is not State.AT_REST:
+        raise NotUnderstood(f"{name} that is mounted cannot be frozen: imaged whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +61,8 @@ class UsedMap:
     pieces: Mapping[str, bytes] = field(default_factory=dict)
     #: Volumes inside (LVM): name → its own used map, for display only.
     inside: Mapping[str, UsedMap] = field(default_factory=dict)
+    #: What was said of the region when the map was read; a map of `LIVE` proves nothing.
+    state: State = State.AT_REST
 
 
 class Peers(Protocol):
@@ -66,8 +93,11 @@ class FilesystemKind(Protocol):
     def recognise(self, reader: Reader) -> bool:
         """Whether the region starts (or ends) with this format's signature. Reads little."""
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Tell what is in use. Never mounts, needs no root, bounded in time and memory.
+
+        `state` tells what others may do to the region meanwhile. A kind that cannot be
+        frozen refuses all but `AT_REST`, however clean it looks.
 
         Raises `NotUnderstood` with the reason where the structures are damaged, dirty in a
         way that makes the maps untrue, or newer than this parser; the caller then counts

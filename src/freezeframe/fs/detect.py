@@ -7,12 +7,14 @@ not understood counts as used, whole.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import FreezeframeError, NotUnderstood, UnreadableRange
 from freezeframe.core.extents import Extents
 from freezeframe.fs import btrfs, exfat, ext, f2fs, fat, luks, lvm, md, ntfs, swap, xfs
-from freezeframe.fs.base import FilesystemKind, PeerList, Peers, UsedMap
+from freezeframe.fs.base import FilesystemKind, PeerList, Peers, State, UsedMap
 from freezeframe.fs.names import guessed, named
 
 log = logging.getLogger("freezeframe.fs")
@@ -20,9 +22,20 @@ log = logging.getLogger("freezeframe.fs")
 UNKNOWN = "unknown"
 
 
-def _inside(reader: Reader, peers: Peers) -> UsedMap:
+def _inside(reader: Reader, peers: Peers, *, state: State) -> UsedMap:
     """Tell what of a logical volume is in use, as of any other region."""
-    return used_map(reader, peers)
+    return used_map(reader, peers, state=state)
+
+
+@dataclass(frozen=True, slots=True)
+class _EachInside:
+    """Tells what of logical volumes is in use, each in a state of its own, by name."""
+
+    states: Mapping[str, State]
+
+    def __call__(self, reader: Reader, peers: Peers, *, state: State) -> UsedMap:
+        del state
+        return used_map(reader, peers, state=self.states.get(reader.name, State.AT_REST))
 
 
 #: Kept whole whatever lies inside, which may shine through at the region's start.
@@ -50,12 +63,29 @@ def identify(reader: Reader) -> FilesystemKind | None:
     return next((kind for kind in KINDS if kind.recognise(reader)), None)
 
 
-def used_map(reader: Reader, peers: Peers | None = None) -> UsedMap:
+def used_map(
+    reader: Reader,
+    peers: Peers | None = None,
+    *,
+    state: State = State.AT_REST,
+    volumes: Mapping[str, State] | None = None,
+) -> UsedMap:
     """Tell what of a region is in use; never raises for what the region holds.
 
+    `state` is that of the filesystem when the bytes are read, or were read: a map of `FROZEN`
+    is exact, one of `LIVE` an estimate. `volumes` gives the states of logical volumes inside,
+    by `group/volume`: those not named are at rest. Without it all are in `state`: right only
+    where each of them is mounted, for an XFS that crashed and is not would be trusted as well.
     Where it is not understood (unknown, dirty, damaged, newer, unreadable, or two formats
     at once) the whole region is used, `understood` is False and `notes` gives the reason.
     """
+    result = _map(reader, peers or PeerList((reader,)), state, volumes)
+    return replace(result, state=state)
+
+
+def _map(
+    reader: Reader, peers: Peers, state: State, volumes: Mapping[str, State] | None
+) -> UsedMap:
     try:
         found = _recognised(reader)
     except FreezeframeError as error:
@@ -72,7 +102,9 @@ def used_map(reader: Reader, peers: Peers | None = None) -> UsedMap:
         return _whole(reader, name, f"it has the signatures of {both}: imaged whole")
     if kind is None:
         return _whole(reader, name, f"no used map for {name} yet: imaged whole")
-    return _understood(reader, kind, peers or PeerList((reader,)))
+    if isinstance(kind, lvm.LvmKind) and volumes is not None:
+        kind = replace(kind, identify=_EachInside(volumes))
+    return _understood(reader, kind, peers, state)
 
 
 def _recognised(reader: Reader) -> list[tuple[str, FilesystemKind | None]]:
@@ -94,10 +126,10 @@ def _unrecognised(reader: Reader) -> UsedMap:
     return _whole(reader, UNKNOWN, "no known signature: imaged whole")
 
 
-def _understood(reader: Reader, kind: FilesystemKind, peers: Peers) -> UsedMap:
+def _understood(reader: Reader, kind: FilesystemKind, peers: Peers, state: State) -> UsedMap:
     """Ask a parser, and take the whole region where it does not come back with an answer."""
     try:
-        result = kind.used_map(reader, peers)
+        result = kind.used_map(reader, peers, state=state)
     except NotUnderstood as error:
         return _whole(reader, kind.name, str(error))
     except UnreadableRange as error:

@@ -14,7 +14,7 @@ from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import MIB, SECTOR
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.probe import big, peek, text
 
 _PRIMARY, _SECONDARY = b"LUKS\xba\xbe", b"SKUL\xba\xbe"
@@ -49,9 +49,9 @@ class Luks:
             return True
         return any(peek(reader, offset, 6) == _SECONDARY for offset in _SECONDARY_OFFSETS)
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return the whole region; raises `NotUnderstood` where the header is damaged."""
-        del peers
+        del peers, state  # All of it, whatever happens inside.
         header = peek(reader, 0, _HEADER_2)
         if header[:6] != _PRIMARY:
             raise NotUnderstood("LUKS2 whose first header is damaged")

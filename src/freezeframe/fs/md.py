@@ -14,7 +14,7 @@ from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, SECTOR, align_down
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.probe import little, peek, text
 
 _MAGIC = 0xA92B4EFC
@@ -77,9 +77,9 @@ class MdMember:
         """Whether there is a superblock in one of the four places."""
         return _find(reader) is not None
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return the whole region."""
-        del peers
+        del peers, state  # All of it, whatever happens inside.
         found = _find(reader)
         if found is None:
             raise NotUnderstood("md member without a superblock")

@@ -12,7 +12,7 @@ from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.probe import big, little, peek, text
 
 #: The signature ends the first page, whose size is the machine's.
@@ -50,9 +50,9 @@ class Swap:
         """Whether the first page, of any size, ends with a signature."""
         return bool(_signature(reader)[1])
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return the first 64 KiB; raises `NotUnderstood` for a hibernated machine's."""
-        del peers
+        del peers, state  # Nothing of what is swapped out is kept, in use or not.
         signature, page = _signature(reader)
         if not page:
             raise NotUnderstood("swap without a signature")

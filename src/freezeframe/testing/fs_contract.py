@@ -7,6 +7,7 @@ in `fsproof`.
 
 from __future__ import annotations
 
+import itertools
 import random
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,10 @@ import numpy as np
 from freezeframe.block.base import Reader
 from freezeframe.block.memory import MemoryBlocks
 from freezeframe.block.window import Window
-from freezeframe.core.errors import FreezeframeError, UnreadableRange
+from freezeframe.core.errors import FreezeframeError, NotUnderstood, UnreadableRange
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
-from freezeframe.fs.base import FilesystemKind, PeerList, UsedMap
+from freezeframe.fs.base import FilesystemKind, PeerList, State, UsedMap
 from freezeframe.fs.detect import used_map as detected_map
 from freezeframe.testing.fsproof import PlainFile
 
@@ -116,8 +117,12 @@ def check_kind(
         try:
             check_stranger(kind, reader.size, seed)
             result = check_sound(kind, reader, others)
-            for damaged in damages(kind, reader, others, rounds, seed):
-                check_damaged(kind, damaged, others)
+            # A live one is checked less, so what is damaged is followed further.
+            states = itertools.cycle((State.AT_REST, State.LIVE, State.AT_REST, State.FROZEN))
+            for damaged, state in zip(
+                damages(kind, reader, others, rounds, seed), states, strict=False
+            ):
+                check_damaged(kind, damaged, others, state=state)
         finally:
             for other in others:
                 other.close()
@@ -151,7 +156,24 @@ def check_sound(kind: FilesystemKind, reader: Reader, others: Sequence[Reader]) 
     # And through the registry, as everybody else asks.
     found = detected_map(reader, PeerList((reader, *others)))
     assert (found.kind, found.used) == (first.kind, first.used), found.notes
+    check_mounted(kind, reader, others, first)
     return first
+
+
+def check_mounted(
+    kind: FilesystemKind, reader: Reader, others: Sequence[Reader], rest: UsedMap
+) -> None:
+    """Check that one at rest, said to be frozen or live, is refused or has the same map."""
+    for state in (State.FROZEN, State.LIVE):
+        try:
+            result = kind.used_map(reader, PeerList((reader, *others)), state=state)
+        except NotUnderstood:
+            result = None
+        assert result is None or result.used == rest.used, f"another map when {state}"
+        found = detected_map(reader, PeerList((reader, *others)), state=state)
+        assert found.state is state
+        assert found.understood == (result is not None), found.notes
+        check_map(found, reader.size)
 
 
 def check_stranger(kind: FilesystemKind, size: int, seed: int) -> None:
@@ -174,12 +196,19 @@ def check_stranger(kind: FilesystemKind, size: int, seed: int) -> None:
         check_damaged(kind, Watched(MemoryBlocks(data)), ())
 
 
-def check_damaged(kind: FilesystemKind, damaged: Reader, others: Sequence[Reader]) -> None:
+def check_damaged(
+    kind: FilesystemKind,
+    damaged: Reader,
+    others: Sequence[Reader],
+    *,
+    state: State = State.AT_REST,
+) -> None:
     """Whatever a region holds: an answer, or an error of ours; bounded reads and memory."""
     tracemalloc.start()
     try:
         kind.recognise(damaged)
-        check_map(kind.used_map(damaged, PeerList((damaged, *others))), damaged.size)
+        peers = PeerList((damaged, *others))
+        check_map(kind.used_map(damaged, peers, state=state), damaged.size)
     except FreezeframeError:
         pass
     finally:

@@ -2,6 +2,10 @@
 
 The extent tree notes every extent that any tree, file or snapshot needs as of the last
 commit. Only a log tree (of fsync) is not in it; then all that chunks take counts as used.
+
+A freeze commits (btrfs_freeze in fs/btrfs/super.c of Linux), so a frozen one is as one at
+rest. In a live one, blocks of the last commit but one are written over: it is read as it is,
+and given up at the first block that is none.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import numpy as np
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents, Int64Array
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.btrfs.chunks import Chunk, ChunkMap, parse_chunk, parse_system_chunks
 from freezeframe.fs.btrfs.members import (
     Members,
@@ -61,12 +65,12 @@ class Btrfs:
         """Whether the first superblock is there, a half-made one too."""
         return peek(reader, SUPERBLOCK_AT + MAGIC_AT, 8) in (MAGIC, MAGIC_UNFINISHED)
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return what this device holds of its filesystem.
 
         Where the extent tree cannot be read to its end, or there is a log tree, all that
         chunks take of the device counts as used, with a note. Raises `NotUnderstood` where
-        not even the chunks are clear.
+        not even the chunks are clear, or the extent tree of a live one cannot be read.
         """
         superblock = read_superblock(reader)
         check_features(superblock)
@@ -76,7 +80,7 @@ class Btrfs:
         members = find_members(reader, superblock, peers)
         chunks, devices = _read_chunks(superblock, members)
         _check_devices(superblock, members, chunks, devices)
-        data, notes = _held(superblock, members, chunks)
+        data, notes = _held(superblock, members, chunks, live=state is State.LIVE)
         fixed = [(at, min(at + SUPERBLOCK_SIZE, reader.size)) for at in SUPERBLOCKS_AT]
         # What lies behind the filesystem is not for it to say.
         fixed += [(0, min(RESERVED, reader.size)), (own.size, reader.size)]
@@ -93,16 +97,18 @@ class Btrfs:
 
 
 def _held(
-    superblock: Superblock, members: Members, chunks: ChunkMap
+    superblock: Superblock, members: Members, chunks: ChunkMap, *, live: bool
 ) -> tuple[Extents, tuple[str, ...]]:
     own = superblock.device.id
-    if superblock.log_tree:
+    if superblock.log_tree and not live:
         note = "it was not unmounted: there is a log tree"
     else:
         try:
             logical = _logical_extents(superblock, TreeReader(superblock, members.readers, chunks))
             return chunks.on_device(own, logical), ()
         except NotUnderstood as error:
+            if live:
+                raise
             note = error.message
     return chunks.allocated(own), (f"all allocated chunks count as used: {note}",)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap, verify_at_rest
 from freezeframe.fs.bits import PIECE, UsedUnits
 from freezeframe.fs.exfat.structs import (
     BOOT_SECTORS,
@@ -60,12 +60,13 @@ class Exfat:
         """Whether the boot sector carries exFAT's name."""
         return peek(reader, SIGNATURE_OFFSET, len(SIGNATURE)) == SIGNATURE
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return boot regions, table, clusters in use, and what lies behind.
 
         Raises `NotUnderstood` for a volume that is dirty, damaged, newer, or TexFAT.
         """
         del peers
+        verify_at_rest("exFAT", state)
         geometry = parse_boot(peek(reader, 0, BOOT_SIZE) or bytes(BOOT_SIZE))
         if geometry.span > reader.size:
             raise NotUnderstood("exFAT that is larger than its partition")

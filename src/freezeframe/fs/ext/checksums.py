@@ -55,14 +55,14 @@ def seed_of(superblock: Superblock) -> int:
     return crc32c(superblock.uuid)
 
 
-def verify_descriptors(superblock: Superblock, raw: Bytes) -> None:
-    """Check all group descriptors; `raw` is uint8 (groups, descriptor size).
+def wrong_descriptors(superblock: Superblock, raw: Bytes) -> NDArray[np.int64]:
+    """Return the groups whose descriptor does not match its checksum, ascending.
 
-    Raises `NotUnderstood` where one does not match its checksum.
+    `raw` is uint8 (groups, descriptor size): all of them.
     """
     crc = superblock.read_only & ReadOnlyCompat.METADATA_CSUM
     if not (crc or superblock.read_only & ReadOnlyCompat.GDT_CSUM):
-        return
+        return np.empty(0, np.int64)
     numbers = np.arange(len(raw), dtype="<u4").view(np.uint8).reshape(-1, 4)
     stored = raw[:, DESCRIPTOR_CHECKSUM : DESCRIPTOR_CHECKSUM + 2].copy().view("<u2")[:, 0]
     if crc:
@@ -73,29 +73,17 @@ def verify_descriptors(superblock: Superblock, raw: Bytes) -> None:
         uuid = np.broadcast_to(np.frombuffer(superblock.uuid, np.uint8), (len(raw), 16))
         parts = [uuid, numbers, raw[:, :DESCRIPTOR_CHECKSUM], raw[:, DESCRIPTOR_CHECKSUM + 2 :]]
         computed = _crc16_rows(np.concatenate(parts, axis=1)).astype(np.uint32)
-    wrong = np.flatnonzero(computed != stored)
-    if len(wrong):
-        raise NotUnderstood(
-            f"{len(wrong)} ext group descriptors do not have the checksum they state, "
-            f"group {wrong[0]} first"
-        )
+    return np.flatnonzero(computed != stored).astype(np.int64)
 
 
-def verify_bitmaps(
-    superblock: Superblock, bitmaps: Bytes, stored: NDArray[np.uint32], groups: NDArray[np.int64]
-) -> None:
-    """Check block bitmaps; uint8 (n, bytes a group), each with its stored CRC and group number.
-
-    Raises `NotUnderstood` where one does not match its checksum.
-    """
+def wrong_bitmaps(
+    superblock: Superblock, bitmaps: Bytes, stored: NDArray[np.uint32]
+) -> NDArray[np.bool_]:
+    """Tell which block bitmaps (uint8 (n, bytes a group)) do not match their stored CRC."""
     if not superblock.read_only & ReadOnlyCompat.METADATA_CSUM:
-        return
+        return np.zeros(len(bitmaps), np.bool_)
     # Small descriptors have room for half of it.
     room = 0xFFFFFFFF if superblock.descriptor_size >= DESCRIPTOR_SIZE_64BIT else 0xFFFF
     computed = crc32c_rows(bitmaps, seed_of(superblock)) & np.uint32(room)
-    wrong = np.flatnonzero(computed != stored)
-    if len(wrong):
-        raise NotUnderstood(
-            f"{len(wrong)} ext block bitmaps do not have the checksum they state, "
-            f"that of group {groups[wrong[0]]} first"
-        )
+    wrong: NDArray[np.bool_] = computed != stored
+    return wrong

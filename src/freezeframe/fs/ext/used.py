@@ -2,6 +2,12 @@
 
 A group whose bitmap was never written (BLOCK_UNINIT) holds group metadata at most. The
 metadata of all groups count as used whatever the bitmaps say.
+
+Mounted with a journal, it needs recovery from the first change on; a freeze empties the
+journal and takes that mark away until the thaw (ext4_freeze, ext4_unfreeze in fs/ext4/super.c
+of Linux). So a frozen one is judged just as one at rest. Without a journal nothing on disk
+tells a frozen one from one that crashed before it was mounted, whose bitmaps may lack blocks:
+that is taken whole.
 """
 
 from __future__ import annotations
@@ -16,10 +22,10 @@ from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents, Int64Array
 from freezeframe.core.units import KIB, MIB
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.bulk import Bytes, Gathered, read_many, runs_of_ones
 from freezeframe.fs.ext import structs
-from freezeframe.fs.ext.checksums import verify_bitmaps, verify_descriptors, verify_superblock
+from freezeframe.fs.ext.checksums import verify_superblock, wrong_bitmaps, wrong_descriptors
 from freezeframe.fs.ext.geometry import Geometry, geometry_of
 from freezeframe.fs.ext.journal import verify_journal_empty
 from freezeframe.fs.ext.structs import Compat, Incompat, ReadOnlyCompat, Superblock
@@ -30,13 +36,8 @@ _BATCH = MIB // 2
 
 @dataclass(frozen=True, slots=True)
 class ExtKind:
-    """The parser of ext2, ext3 and ext4.
+    """The parser of ext2, ext3 and ext4."""
 
-    `frozen`: for a filesystem that is mounted and frozen (FIFREEZE). What a freeze leaves on
-    disk is complete but not marked as unmounted; without a journal only `frozen` accepts that.
-    """
-
-    frozen: bool = False
     name: str = "ext"
 
     def recognise(self, reader: Reader) -> bool:
@@ -46,7 +47,7 @@ class ExtKind:
         magic = reader.read_at(structs.SUPERBLOCK_OFFSET + 0x38, 2)
         return int.from_bytes(magic, "little") == structs.MAGIC
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Tell what is in use; raises `NotUnderstood` where that is not certain."""
         del peers  # A journal elsewhere says nothing about the blocks here.
         if not self.recognise(reader):
@@ -54,11 +55,15 @@ class ExtKind:
         raw = reader.read_at(structs.SUPERBLOCK_OFFSET, structs.SUPERBLOCK_SIZE)
         own = Superblock.parse(raw)
         _verify_known(own)
-        verify_superblock(own, raw)
+        live = state is State.LIVE
+        if not live:
+            # The kernel may change it in memory while it goes to the disk.
+            verify_superblock(own, raw)
         if own.incompat & Incompat.JOURNAL_DEV:
             return _journal_device(own, reader.size)
-        _verify_clean(own, frozen=self.frozen)
-        return _map(reader, geometry_of(own, reader.size))
+        if not live:
+            _verify_clean(own)
+        return _map(reader, geometry_of(own, reader.size), live=live)
 
 
 def _verify_known(own: Superblock) -> None:
@@ -79,14 +84,14 @@ def _all(features: type[Compat] | type[Incompat] | type[ReadOnlyCompat]) -> int:
     return sum(int(feature) for feature in features)
 
 
-def _verify_clean(own: Superblock, *, frozen: bool) -> None:
+def _verify_clean(own: Superblock) -> None:
     if own.incompat & Incompat.RECOVER:
         raise NotUnderstood("the ext journal needs recovery: it was not unmounted cleanly")
     if own.state & structs.STATE_ERRORS:
         raise NotUnderstood("the ext filesystem is marked as having errors: run e2fsck")
     if own.state & ~structs.STATE_CLEAN:
         raise NotUnderstood(f"the ext filesystem is in state {own.state:#x}")
-    if not own.state & structs.STATE_CLEAN and not frozen:
+    if not own.state & structs.STATE_CLEAN:
         raise NotUnderstood("the ext filesystem was not unmounted cleanly: run e2fsck")
 
 
@@ -106,13 +111,14 @@ def _journal_device(own: Superblock, size: int) -> UsedMap:
     )
 
 
-def _map(reader: Reader, geometry: Geometry) -> UsedMap:
+def _map(reader: Reader, geometry: Geometry, *, live: bool) -> UsedMap:
     own = geometry.superblock
-    descriptors = _Descriptors.read(reader, geometry)
-    notes = _look_at_journal(reader, geometry, descriptors)
+    descriptors = _Descriptors.read(reader, geometry, live=live)
+    notes = () if live else _look_at_journal(reader, geometry, descriptors)
     metadata = _metadata(geometry, descriptors)
-    _verify_unwritten(geometry, descriptors, metadata)
-    used = _bitmaps(reader, geometry, descriptors) | metadata
+    if not live:
+        _verify_unwritten(geometry, descriptors, metadata)
+    used = _bitmaps(reader, geometry, descriptors, live=live) | metadata
     if own.last_orphan or own.read_only & ReadOnlyCompat.ORPHAN_PRESENT:
         # Their blocks are still in the bitmaps.
         notes += ("some deleted files were still open; the next mount or e2fsck frees them",)
@@ -142,15 +148,20 @@ class _Descriptors:
     checksum: NDArray[np.uint32]
 
     @classmethod
-    def read(cls, reader: Reader, geometry: Geometry) -> _Descriptors:
-        """Read and check them; raises `NotUnderstood`."""
+    def read(cls, reader: Reader, geometry: Geometry, *, live: bool) -> _Descriptors:
+        """Read and check them; raises `NotUnderstood`. `live`: whatever their checksums say."""
         own = geometry.superblock
         locations = geometry.descriptor_locations()
         if int(locations.max()) >= own.blocks:
             raise NotUnderstood("ext group descriptors lie outside the filesystem")
         blocks = read_many(reader, locations * geometry.block_size, geometry.block_size)
         raw = blocks.reshape(-1, own.descriptor_size)[: geometry.groups]
-        verify_descriptors(own, raw)
+        wrong = wrong_descriptors(own, raw)
+        if len(wrong) and not live:
+            raise NotUnderstood(
+                f"{len(wrong)} ext group descriptors do not have the checksum they state, "
+                f"group {wrong[0]} first"
+            )
         table = np.ascontiguousarray(raw).view(structs.descriptor_dtype(own.descriptor_size))[:, 0]
 
         def joined(name: str, bits: int) -> Int64Array:
@@ -254,7 +265,9 @@ def _bytes_before(extents: Extents, positions: Int64Array) -> Int64Array:
     return before
 
 
-def _bitmaps(reader: Reader, geometry: Geometry, descriptors: _Descriptors) -> Extents:
+def _bitmaps(
+    reader: Reader, geometry: Geometry, descriptors: _Descriptors, *, live: bool
+) -> Extents:
     """Bytes of all clusters whose bit is set."""
     own = geometry.superblock
     cluster = geometry.block_size * geometry.ratio
@@ -265,7 +278,7 @@ def _bitmaps(reader: Reader, geometry: Geometry, descriptors: _Descriptors) -> E
         groups = groups[~descriptors.unwritten[groups]]
         if not len(groups):
             continue
-        rows = _read_bitmaps(reader, geometry, descriptors, groups)
+        rows = _read_bitmaps(reader, geometry, descriptors, groups, live=live)
         batch = np.zeros((min(step, geometry.groups - begin), geometry.bitmap_bytes), np.uint8)
         batch[groups - begin] = rows
         starts, stops = runs_of_ones(batch.reshape(-1))
@@ -276,13 +289,27 @@ def _bitmaps(reader: Reader, geometry: Geometry, descriptors: _Descriptors) -> E
 
 
 def _read_bitmaps(
-    reader: Reader, geometry: Geometry, descriptors: _Descriptors, groups: Int64Array
+    reader: Reader,
+    geometry: Geometry,
+    descriptors: _Descriptors,
+    groups: Int64Array,
+    *,
+    live: bool,
 ) -> Bytes:
-    """Read the bitmaps of these groups, check them, and clear what lies past the end."""
+    """Read the bitmaps of these groups, check them, and clear what lies past the end.
+
+    `live`: a bitmap and its descriptor come to the disk at different times, and newer ones
+    are in the journal. Each is taken as it is.
+    """
     offsets = descriptors.block_bitmap[groups] * geometry.block_size
     # The rest of each block is padding.
     rows = read_many(reader, offsets, geometry.bitmap_bytes)
-    verify_bitmaps(geometry.superblock, rows, descriptors.checksum[groups], groups)
+    wrong = np.flatnonzero(wrong_bitmaps(geometry.superblock, rows, descriptors.checksum[groups]))
+    if len(wrong) and not live:
+        raise NotUnderstood(
+            f"{len(wrong)} ext block bitmaps do not have the checksum they state, "
+            f"that of group {groups[wrong[0]]} first"
+        )
     clusters = geometry.clusters_in(groups)
     short = int(clusters[-1])
     if short < geometry.superblock.clusters_per_group:
@@ -291,7 +318,7 @@ def _read_bitmaps(
         rows[-1] = np.packbits(bits, bitorder="little")
     free = clusters - np.bitwise_count(rows).sum(axis=1, dtype=np.int64)
     wrong = np.flatnonzero(free != descriptors.free[groups])
-    if len(wrong):
+    if len(wrong) and not live:
         raise NotUnderstood(
             f"the block bitmaps of {len(wrong)} ext groups do not match their counts of free "
             f"blocks, that of group {groups[wrong[0]]} first"

@@ -66,7 +66,7 @@ KNOWN_FEATURES = int(
 )
 
 
-class State(enum.IntFlag):
+class CheckpointState(enum.IntFlag):
     """Flags of a checkpoint."""
 
     UNMOUNTED = 1 << 0
@@ -88,15 +88,15 @@ class State(enum.IntFlag):
 
 #: The rest is an error, a check that is due, or an operation that never ended.
 HARMLESS_STATES = int(
-    State.UNMOUNTED
-    | State.ORPHANS
-    | State.COMPACT_SUMMARIES
-    | State.FAST_BOOT
-    | State.CRC_RECOVERY
-    | State.NAT_BITS
-    | State.TRIMMED
-    | State.NO_CRC_RECOVERY
-    | State.LARGE_NAT_BITMAP
+    CheckpointState.UNMOUNTED
+    | CheckpointState.ORPHANS
+    | CheckpointState.COMPACT_SUMMARIES
+    | CheckpointState.FAST_BOOT
+    | CheckpointState.CRC_RECOVERY
+    | CheckpointState.NAT_BITS
+    | CheckpointState.TRIMMED
+    | CheckpointState.NO_CRC_RECOVERY
+    | CheckpointState.LARGE_NAT_BITMAP
 )
 
 
@@ -262,7 +262,7 @@ def check_block(block: bytes) -> None:
 
 
 def _sit_bitmap(raw: bytes, states: int, payload: int, size: int, nat_size: int) -> bytes:
-    if states & State.LARGE_NAT_BITMAP:
+    if states & CheckpointState.LARGE_NAT_BITMAP:
         # The checksum comes first, then the other table's bitmap.
         start = _BITMAPS_AT + nat_size
         start += 4 if little(raw, 164, 4) == _BITMAPS_AT else 0

@@ -9,7 +9,7 @@ from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import MIB
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.bits import UsedUnits
 from freezeframe.fs.f2fs.structs import (
     BLOCK,
@@ -27,7 +27,7 @@ from freezeframe.fs.f2fs.structs import (
     SUPERBLOCK_SIZE,
     SUPERBLOCKS_AT,
     Checkpoint,
-    State,
+    CheckpointState,
     Superblock,
     check_block,
     parse_checkpoint,
@@ -53,12 +53,15 @@ class F2fs:
         """Whether one of the two superblocks has the magic."""
         return any(peek(reader, at, 4) == _MAGIC for at in SUPERBLOCKS_AT)
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return metadata areas, valid blocks, and what lies behind the filesystem.
 
         Raises `NotUnderstood` for one that is dirty, damaged, newer, or over several devices.
         """
         del peers
+        # As at rest: a mounted one, frozen too, has a checkpoint without the mark of an unmount
+        # (do_checkpoint in fs/f2fs/checkpoint.c), or was not written to since the last one.
+        del state
         superblock, notes = _superblock(reader)
         if superblock.features & ~KNOWN_FEATURES:
             unknown = superblock.features & ~KNOWN_FEATURES
@@ -113,7 +116,7 @@ def _checkpoint(reader: Reader, superblock: Superblock) -> tuple[int, Checkpoint
     if not found:
         raise problem
     start, checkpoint = max(found, key=lambda pack: pack[1].version)
-    if not checkpoint.states & State.UNMOUNTED:
+    if not checkpoint.states & CheckpointState.UNMOUNTED:
         raise NotUnderstood("F2FS that was not unmounted cleanly")
     if checkpoint.states & ~HARMLESS_STATES:
         raise NotUnderstood(f"F2FS in need of a check (state {checkpoint.states:#x})")
@@ -126,8 +129,8 @@ def _pack(reader: Reader, start: int, payload: int) -> Checkpoint:
     """Read a pack whose first and last block are whole and of the same version."""
     raw = reader.read_at(start * BLOCK, (1 + payload) * BLOCK)
     checkpoint = parse_checkpoint(raw, payload)
-    least = payload + 1 + _LAST_SUMMARIES if checkpoint.states & State.UNMOUNTED else 2
-    if checkpoint.states & State.COMPACT_SUMMARIES:
+    least = payload + 1 + _LAST_SUMMARIES if checkpoint.states & CheckpointState.UNMOUNTED else 2
+    if checkpoint.states & CheckpointState.COMPACT_SUMMARIES:
         least = payload + 3
     within = payload < checkpoint.summaries < checkpoint.pack_blocks
     if not least <= checkpoint.pack_blocks <= SEGMENT_BLOCKS or not within:
@@ -173,7 +176,7 @@ def _apply_journal(
     reader: Reader, start: int, checkpoint: Checkpoint, table: NDArray[np.void]
 ) -> None:
     """Put newer entries, which the checkpoint keeps in a summary block, into the table."""
-    if checkpoint.states & State.COMPACT_SUMMARIES:
+    if checkpoint.states & CheckpointState.COMPACT_SUMMARIES:
         # The journal of the node table comes first.
         block, at = start + checkpoint.summaries, JOURNAL_SIZE
     else:

@@ -7,7 +7,7 @@ import numpy as np
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap, verify_at_rest
 from freezeframe.fs.bits import PIECE, UsedUnits
 from freezeframe.fs.fat.structs import (
     ATTRIBUTE_LABEL,
@@ -40,13 +40,14 @@ class Fat:
         boot = peek(reader, 0, BOOT_SIZE)
         return bool(boot) and looks_like_fat(boot)
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return reserved sectors, tables, root folder, clusters in use, and what lies behind.
 
         Bad clusters count as used. Where the tables differ, a cluster that any of them
         uses is used. Raises `NotUnderstood` for a volume that is dirty or damaged.
         """
         del peers
+        verify_at_rest("FAT", state)
         boot = peek(reader, 0, BOOT_SIZE)
         if not boot or not looks_like_fat(boot):
             raise NotUnderstood("FAT without its boot sector")

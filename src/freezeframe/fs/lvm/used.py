@@ -7,14 +7,14 @@ Of a plain logical volume that is what the filesystem inside uses; of everything
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import SECTOR
-from freezeframe.fs.base import PeerList, Peers, UsedMap
+from freezeframe.fs.base import PeerList, Peers, State, UsedMap
 from freezeframe.fs.lvm.group import Logical
 from freezeframe.fs.lvm.members import Device, Membership, find_group, open_device
 from freezeframe.fs.lvm.structs import LABEL_SECTORS, dashed, find_label
@@ -22,13 +22,19 @@ from freezeframe.fs.lvm.volume import LogicalVolume
 from freezeframe.fs.probe import peek
 
 
+class Identify(Protocol):
+    """Tells what of a volume is in use, whatever it holds, and never raises for that."""
+
+    def __call__(self, reader: Reader, peers: Peers, *, state: State) -> UsedMap:
+        """Tell it, as `fs.detect.used_map` does."""
+
+
 @dataclass(frozen=True, slots=True)
 class LvmKind:
     """LVM2 physical volumes."""
 
-    #: Tells what of a volume is in use, whatever it holds, and never raises for that:
     #: `freezeframe.fs.detect.used_map`, given from outside because it imports this.
-    identify: Callable[[Reader, Peers], UsedMap]
+    identify: Identify
     name: str = "lvm2"
 
     def recognise(self, reader: Reader) -> bool:
@@ -36,7 +42,7 @@ class LvmKind:
         raw = peek(reader, 0, min(LABEL_SECTORS * SECTOR, reader.size))
         return find_label(raw) >= 0
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return metadata areas, what lies before and behind the extents, and what volumes use.
 
         Other physical volumes of the group are found among `peers`; where one is missing,
@@ -59,7 +65,7 @@ class LvmKind:
             allocated = group.allocated(physical, volume)
             if not allocated:
                 continue
-            held, inside[volume.name] = self._volume(found, volume, allocated, peers)
+            held, inside[volume.name] = self._volume(found, volume, allocated, peers, state)
             used |= held
             notes += [f"{volume.name}: {note}" for note in inside[volume.name].notes]
         piece = f"vgcfgbackup-{group.name.replace('+', '_')}.txt"
@@ -83,7 +89,12 @@ class LvmKind:
         return UsedMap(self.name, used, True, notes=notes, uuid=dashed(own.header.uuid))
 
     def _volume(
-        self, found: Membership, volume: Logical, allocated: Extents, peers: Peers
+        self,
+        found: Membership,
+        volume: Logical,
+        allocated: Extents,
+        peers: Peers,
+        state: State,
     ) -> tuple[Extents, UsedMap]:
         """Return what a logical volume needs of the region, and its own used map."""
         size = volume.extents * found.group.extent_size
@@ -99,7 +110,7 @@ class LvmKind:
         except NotUnderstood as error:
             return allocated, _whole(size, "unknown", error.message)
         others = _others(found, opened, peers)
-        inner = self.identify(opened, others)
+        inner = self.identify(opened, others, state=state)
         return opened.on_physical(found.physical, inner.used), inner
 
 

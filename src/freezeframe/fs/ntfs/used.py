@@ -5,7 +5,7 @@ from __future__ import annotations
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap, verify_at_rest
 from freezeframe.fs.bits import PIECE, UsedUnits
 from freezeframe.fs.ntfs.clean import check_clean
 from freezeframe.fs.ntfs.structs import (
@@ -31,12 +31,13 @@ class Ntfs:
         """Whether the boot sector carries NTFS's name."""
         return peek(reader, SIGNATURE_OFFSET, len(SIGNATURE)) == SIGNATURE
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Return clusters in use, the boot sector and its backup, and what lies behind.
 
         Raises `NotUnderstood` for a volume that is dirty, hibernated, damaged or newer.
         """
         del peers
+        verify_at_rest("NTFS", state)
         geometry = parse_boot(peek(reader, 0, BOOT_SIZE) or bytes(BOOT_SIZE))
         # The backup boot sector is one more, but a volume without it does mount.
         if geometry.sectors * geometry.sector > reader.size:

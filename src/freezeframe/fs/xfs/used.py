@@ -2,6 +2,11 @@
 
 The log is in use, and so are the blocks that each group keeps in reserve for its trees
 (AGFL): few, and nobody needs to vouch for them.
+
+A freeze writes all metadata back to its place and waits for it, then leaves the log dirty on
+purpose, so that what is still open and unlinked is freed by the next mount (xfs_fs_freeze,
+xfs_log_quiesce in fs/xfs of Linux). So a frozen one has its trees as they are, behind a log
+that looks as after a crash, and a superblock whose counts are old.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import numpy as np
 from freezeframe.block.base import Reader
 from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents
-from freezeframe.fs.base import Peers, UsedMap
+from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.bulk import MOST_RANGES
 from freezeframe.fs.xfs import structs
 from freezeframe.fs.xfs.freespace import (
@@ -39,13 +44,8 @@ from freezeframe.fs.xfs.structs import (
 
 @dataclass(frozen=True, slots=True)
 class XfsKind:
-    """The parser of XFS.
+    """The parser of XFS."""
 
-    `frozen`: for a filesystem that is mounted and frozen (FIFREEZE). A freeze writes all
-    metadata back and then, on purpose, leaves the log dirty and the superblock's counts old.
-    """
-
-    frozen: bool = False
     name: str = "xfs"
 
     def recognise(self, reader: Reader) -> bool:
@@ -54,7 +54,7 @@ class XfsKind:
             return False
         return reader.read_at(0, 4) == structs.SUPERBLOCK_MAGIC
 
-    def used_map(self, reader: Reader, peers: Peers) -> UsedMap:
+    def used_map(self, reader: Reader, peers: Peers, *, state: State = State.AT_REST) -> UsedMap:
         """Tell what is in use; raises `NotUnderstood` where that is not certain."""
         del peers  # Filesystems with parts elsewhere are left to the caller, whole.
         if not self.recognise(reader):
@@ -64,13 +64,15 @@ class XfsKind:
         _verify_sizes(own, reader.size)
         _verify_checksum(reader, own)
         _verify_one_device(own)
-        if not self.frozen:
+        if state is State.AT_REST:
             verify_log_clean(reader, *_log_range(own), own.uuid)
-        used = Extents.single(0, reader.size) - _free(reader, own, frozen=self.frozen)
+        free, notes = _free(reader, own, state)
+        used = Extents.single(0, reader.size) - free
         return UsedMap(
             kind="xfs",
             used=used,
             understood=True,
+            notes=notes,
             label=own.label,
             uuid=str(uuid.UUID(bytes=own.uuid)),
             block_size=own.block_size,
@@ -177,13 +179,22 @@ def _log_range(own: Superblock) -> tuple[int, int]:
     return (group * own.group_blocks + block) * own.block_size, own.log_blocks * own.block_size
 
 
-def _free(reader: Reader, own: Superblock, *, frozen: bool) -> Extents:
-    """Bytes of all free extents, counted against the headers and the superblock."""
-    starts, stops = [], []
+def _free(reader: Reader, own: Superblock, state: State) -> tuple[Extents, tuple[str, ...]]:
+    """Bytes of all free extents, counted against the headers and the superblock; and notes.
+
+    Of a live filesystem, a group that is just changing has none.
+    """
+    starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     trees, kept = [], 0
-    free = 0
+    free = moving = 0
     for number in range(own.groups):
-        group = read_group(reader, own, number)
+        try:
+            group = read_group(reader, own, number)
+        except NotUnderstood:
+            if state is not State.LIVE:
+                raise
+            moving += 1
+            continue
         free += group.agf.free + group.agf.list_count
         trees.append(group.agf.tree_blocks)
         first = group.starts + number * own.group_blocks
@@ -197,10 +208,12 @@ def _free(reader: Reader, own: Superblock, *, frozen: bool) -> Extents:
         stops.append(last)
     # Only a lazy superblock counts the trees' own blocks as free.
     expected = {free + sum(trees)} if own.lazy_counts else {free, free + sum(trees)}
-    if not frozen and own.free not in expected:
+    if state is State.AT_REST and own.free not in expected:
         raise NotUnderstood(
             f"the XFS superblock counts {own.free} free blocks, its groups {free + sum(trees)}"
         )
-    return Extents.from_arrays(
+    notes = (f"{moving} of its groups were changing: they count as used",) if moving else ()
+    found = Extents.from_arrays(
         np.concatenate(starts) * own.block_size, np.concatenate(stops) * own.block_size
     )
+    return found, notes
