@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -180,8 +180,13 @@ class Freezer:
         return tuple(times)
 
     @contextmanager
-    def window(self) -> Iterator[Window]:
+    def window(
+        self, *, sync: bool = True, last: Callable[[], None] | None = None
+    ) -> Iterator[Window]:
         """Hold all filesystems still within. Nothing else may be done there but reading disks.
+
+        `last` is called when all is ready and synced, just before the first is frozen. With
+        `sync` false they are not synced before: for windows that follow each other closely.
 
         Memory is locked, logging goes to memory, and SIGINT and SIGTERM wait for the end
         (in the main thread). What the block does must not write files or start programs.
@@ -193,7 +198,10 @@ class Freezer:
         """
         window = Window()
         with locked_memory() as window.memory_locked:
-            self.sync()
+            if sync:
+                self.sync()
+            if last is not None:
+                last()
             with self._held(range(len(self._writable)), window):
                 yield window
 
