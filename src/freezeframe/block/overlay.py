@@ -150,6 +150,8 @@ class GranuleOverlay:
             raise SourceError(f"{reader.name}: granule {granules[-1]} lies outside of it")
         slots, placed = self._place(granules)
         wanted = granules[placed]
+        if not len(wanted):
+            return granules
         try:
             self._read(reader, wanted, slots, pool)
         except BaseException:
