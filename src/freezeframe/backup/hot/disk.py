@@ -59,6 +59,8 @@ class HotDisk:
     #: or found missing after a freeze.
     recent: Extents = field(default_factory=Extents.empty)
     covered: Extents = field(default_factory=Extents.empty)
+    #: Structures of filesystems that a view of a freeze lacked: remembered before the next.
+    structures: Extents = field(default_factory=Extents.empty)
     #: What could not be read, zeros in the image.
     unreadable: Extents = field(default_factory=Extents.empty)
     #: Granules to be read into memory, ascending.

@@ -281,16 +281,21 @@ class HotEngine:
             disk.account()
         views = [FrozenView(disk.memory, disk.overlay) for disk in self._disks]
         plans = self._plan(views, State.FROZEN)
+        if not all(view.complete for view in views):
+            # Once more, going on where bytes are missing, to find all of them at once.
+            views = [FrozenView(disk.memory, disk.overlay, guess=True) for disk in self._disks]
+            self._plan(views, State.FROZEN)
         complete = True
         # A map that lacked something says nothing of what is used.
         known = all(view.complete for view in views)
         for disk, view, plan in zip(self._disks, views, plans, strict=True):
-            missing = view.missing
             if known:
                 missing = plan.used - disk.covered - disk.overlay.extents() - disk.unreadable
-            if missing:
-                complete = False
                 disk.require(missing)
+            else:
+                missing = view.missing
+                disk.structures = disk.structures | missing
+            complete = complete and not missing
         if complete:
             return plans
         self._notes.append("a freeze lacked something and was done again")
@@ -308,6 +313,9 @@ class HotEngine:
         """Freeze, so briefly as was asked; return the window in which all was read."""
         for disk in self._disks:
             disk.account()
+            # Structures that an earlier view lacked.
+            for start, stop in disk.structures:
+                disk.memory.read_at(start, stop - start)
         self._quick_passes()
         allowed = self._settings.max_pause
         window, done = self._window(allowed)
