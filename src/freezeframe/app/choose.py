@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from freezeframe.app.doctor import hot_processing
 from freezeframe.app.track import disks_in_use
-from freezeframe.core.errors import UsageError
+from freezeframe.core.errors import TrackingUnavailable, UsageError
 from freezeframe.image.manifest import Mode
 from freezeframe.repo.repository import Repository
 from freezeframe.shadow.filesystems import disks_beneath
@@ -14,6 +15,9 @@ from freezeframe.store.local import LocalStore
 from freezeframe.system import sysfs
 from freezeframe.system.disks import describe_disk
 from freezeframe.system.holders import source_holders
+from freezeframe.system.sysfs import Node
+from freezeframe.tracking.disk import describe, refuse_untrackable
+from freezeframe.tracking.program import way_to_mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +79,58 @@ def _of_this_machine(repository: Repository) -> tuple[list[str], list[str]]:
             hint="name disks, and keep the repository on another one: `freezeframe disks`",
         )
     return chosen, reasons
+
+
+# -- one disk by itself -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How `backup` would take one disk, or why it would not."""
+
+    #: None where it would refuse.
+    mode: Mode | None
+    #: For the user: `online: mounted read-write at /srv`.
+    text: str
+    #: Who may write to it, as an administrator says it.
+    holders: tuple[str, ...] = ()
+
+
+def how_taken(path: str, lacks: Sequence[str], *, repository: str = "") -> Taken:
+    """Tell how `backup` would take a disk or file, by the same rules as it decides itself.
+
+    `lacks` is what `machine_lacks` gives, `repository` the path of one on this machine; nothing
+    where it is not known.
+    """
+    holders = source_holders(path)
+    if not holders:
+        return Taken(Mode.OFFLINE, "offline, exclusively")
+    node, first = sysfs.node_of(path), holders[0]
+    if node is None:
+        why = "only devices can be imaged while they are in use"
+    elif repository and disks_beneath(repository, [node]):
+        why = "the repository lies on it"
+    elif lacks:
+        why = f"this machine lacks {', '.join(lacks)} for imaging disks in use"
+    else:
+        why = _untrackable(node)
+    if why:
+        return Taken(None, f"not while it is {first}: {why}", holders)
+    return Taken(Mode.ONLINE, f"online: {first}", holders)
+
+
+def machine_lacks() -> tuple[str, ...]:
+    """Return what keeps this machine from imaging any disk in use, as `doctor` names it."""
+    found = (each.name for each in hot_processing() if each.state == "missing")
+    return tuple(name for name in found if name != "hot processing")
+
+
+def _untrackable(node: Node) -> str:
+    """Return why writes to a disk cannot be followed; nothing where they can."""
+    try:
+        disk = describe(node)
+        refuse_untrackable(node.whole, disk)
+        way_to_mark(disk)
+    except TrackingUnavailable as error:
+        return error.message
+    return ""

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from freezeframe.app.track import disks_in_use
 from freezeframe.core.errors import FreezeframeError, TrackingUnavailable
 from freezeframe.core.units import MIB, human_size
+from freezeframe.shadow.filesystems import find_filesystems
+from freezeframe.system import sysfs
 from freezeframe.system.memory import available_memory
 from freezeframe.system.run import run, which
 from freezeframe.system.tools import Package, packages
 from freezeframe.tracking import libbpf
 from freezeframe.tracking.program import BTF, object_path
-from freezeframe.tracking.record import pins_folder
+from freezeframe.tracking.record import pins_folder, place_in_memory
 
 State = Literal["ok", "missing", "limited", "not verified"]
 
@@ -54,8 +57,8 @@ def examine() -> list[Finding]:
         _filesystems(),
         *(_package(package) for package in packages() if _is_looked_for(package)),
         _restic(),
-        *_hot(),
-        *_not_there(),
+        *hot_processing(),
+        *_not_verified(),
     ]
 
 
@@ -186,28 +189,31 @@ def _restic() -> Finding:
 # -- hot processing -------------------------------------------------------------------
 
 
-def _hot() -> list[Finding]:
-    """Look at what tracking writes needs, each for itself, and say what comes of it."""
+def hot_processing() -> list[Finding]:
+    """Look at what imaging disks in use needs, each for itself, and say what comes of it."""
     found = [
         _tracker_object(),
         _library(),
         _bpf_filesystem(),
+        _place_for_marks(),
         _btf(),
-        _bpf_rights(),
+        _disk_numbers(),
+        _lockdown(),
+        _hot_rights(),
     ]
-    missing = [finding.name for finding in found if finding.state == "missing"]
-    if missing:
-        found.append(
-            Finding(
-                "tracking of writes",
-                "missing",
-                f"mounted disks cannot be imaged here for lack of: {', '.join(missing)}",
-                "see to those, or image the disks offline",
-            )
+    lacks = [finding.name for finding in found if finding.state == "missing"]
+    if lacks:
+        verdict = Finding(
+            "hot processing",
+            "missing",
+            f"disks in use cannot be imaged here for lack of: {', '.join(lacks)}",
+            "see to those, or image the disks offline",
         )
     else:
-        found.append(Finding("tracking of writes", "ok", "mounted disks can be imaged here"))
-    return found
+        verdict = Finding(
+            "hot processing", "ok", "disks in use can be imaged: `freezeframe backup` does it"
+        )
+    return [*found, _freezing(), verdict]
 
 
 def _tracker_object() -> Finding:
@@ -246,32 +252,82 @@ def _btf() -> Finding:
     )
 
 
-def _bpf_rights() -> Finding:
+def _place_for_marks() -> Finding:
+    try:
+        place = place_in_memory()
+    except TrackingUnavailable as error:
+        return Finding("memory for marks", "missing", error.message, error.hint)
+    return Finding("memory for marks", "ok", f"{place}: what was written since each image")
+
+
+def _disk_numbers() -> Finding:
+    if any(node.diskseq for node in sysfs.disks()):
+        return Finding("disk numbers", "ok", "a disk that took another's place is told apart")
+    return Finding(
+        "disk numbers",
+        "limited",
+        "the kernel does not number its disks (diskseq): images of disks in use are always read "
+        "in full",
+        "use a newer kernel",
+    )
+
+
+def _lockdown() -> Finding:
+    # security/security.c: reading kernel memory by BPF is refused in this mode only.
+    if "[confidentiality]" in _read("/sys/kernel/security/lockdown"):
+        return Finding(
+            "lockdown",
+            "missing",
+            "the kernel is locked down for confidentiality: no program may look at its requests",
+            "start it with lockdown=integrity, or image the disks offline",
+        )
+    return Finding("lockdown", "ok", "the kernel lets the tracker look at requests")
+
+
+def _hot_rights() -> Finding:
     if os.geteuid() != 0 or not _has_capability(_CAP_SYS_ADMIN):
         return Finding(
-            "rights to track",
+            "rights to track and freeze",
             "missing",
             "loading the tracker and freezing filesystems need CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN",
             "run it as root, outside of containers",
         )
-    return Finding("rights to track", "ok", "root")
+    return Finding("rights to track and freeze", "ok", "root")
 
 
-# -- what is not there ----------------------------------------------------------------
+def _freezing() -> Finding:
+    """Tell which of what is mounted can be held still; that is asked of the kernel only then."""
+    found = find_filesystems(disks_in_use()).filesystems
+    writable = [each for each in found if not each.read_only]
+    frozen = [f"{each.point} ({each.kind})" for each in writable if each.freezes]
+    others = [f"{each.point} ({each.kind})" for each in writable if not each.freezes]
+    detail = f"to be frozen in an image: {', '.join(frozen) or 'nothing'}"
+    if others:
+        return Finding(
+            "freezing",
+            "limited",
+            f"{detail}; not {', '.join(others)}: these are crash-consistent in an image",
+            "nothing for an EFI partition; unmount others, or mount them read-only",
+        )
+    return Finding("freezing", "ok", detail)
 
 
-def _not_there() -> Iterator[Finding]:
-    yield Finding(
-        "images of mounted disks",
-        "missing",
-        "hot processing is not in this version: a disk that is written to is refused",
-        "unmount it, mount it read-only, or start the machine from another medium",
-    )
+# -- what nobody has seen work ----------------------------------------------------------
+
+
+def _not_verified() -> Iterator[Finding]:
     yield Finding(
         "real drives",
         "not verified",
-        "tested on loop devices with sectors of 512 and 4096 bytes only",
+        "tested on loop devices and virtual disks with sectors of 512 and 4096 bytes only; "
+        "not on NVMe, SATA, USB drives, firmware RAID or zoned disks",
         "compare an image with its disk: freezeframe verify IMAGE --against DEVICE",
+    )
+    yield Finding(
+        "hot processing elsewhere",
+        "not verified",
+        "measured on Linux 6.18 and 6.1 only; NVMe with several paths is refused",
+        "restore an image onto another disk and check it, before relying on it",
     )
 
 

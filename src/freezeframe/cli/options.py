@@ -36,13 +36,17 @@ class Settings:
 
     def location(self) -> str:
         """Return where the repository is. Raises `UsageError` where nobody said."""
-        place = self.repo or _environment("REPOSITORY")
+        place = self.place()
         if not place:
             raise UsageError(
                 "no repository was named",
                 hint="say where with -r, or set FREEZEFRAME_REPOSITORY",
             )
         return place
+
+    def place(self) -> str:
+        """Return where the repository is, if anybody said."""
+        return self.repo or _environment("REPOSITORY") or ""
 
     def password(self, *, confirm: bool = False) -> str:
         """Return the password, from the first place that has one; ask where a person can answer.

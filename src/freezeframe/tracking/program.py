@@ -47,7 +47,7 @@ def load(
 
     `force_classic` takes the way of kernels without BTF. The places must be empty.
     """
-    mode = _mode(disk, force_classic=force_classic)
+    mode = way_to_mark(disk, force_classic=force_classic)
     major, minor = (int(part) for part in disk.number.split(":"))
     constants = {
         "disk_major": major,
@@ -93,7 +93,8 @@ def load(
     return record
 
 
-def _mode(disk: TrackedDisk, *, force_classic: bool) -> str:
+def way_to_mark(disk: TrackedDisk, *, force_classic: bool = False) -> str:
+    """Return which of the programs sees a disk's writes. Raises `TrackingUnavailable`."""
     if BTF.exists() and not force_classic:
         return "bios" if disk.bio_based else "requests"
     if disk.bio_based:

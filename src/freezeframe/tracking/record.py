@@ -71,19 +71,24 @@ class BaseRecord:
 
 def notes_folder() -> Path:
     """Return the folder of all notes, in memory and root's own. Raises `TrackingUnavailable`."""
+    folder = place_in_memory() / "freezeframe" / "tracking"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in (folder.parent, folder):
+        status = part.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise TrackingUnavailable(
+                f"{part} is not this user's own folder",
+                hint="see who made it, and remove it",
+            )
+    return folder
+
+
+def place_in_memory() -> Path:
+    """Return the filesystem the notes go to. Raises `TrackingUnavailable` for none in memory."""
     kinds = {mount.point: mount.kind for mount in own_mounts()}
     for place in _MEMORY:
         if kinds.get(str(place)) in _KINDS_OF_MEMORY:
-            folder = place / "freezeframe" / "tracking"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for part in (folder.parent, folder):
-                status = part.lstat()
-                if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                    raise TrackingUnavailable(
-                        f"{part} is not this user's own folder",
-                        hint="see who made it, and remove it",
-                    )
-            return folder
+            return place
     raise TrackingUnavailable(
         "neither /run nor /dev/shm is memory (tmpfs), where marks are kept",
         hint="mount one: mount -t tmpfs tmpfs /dev/shm",

@@ -10,9 +10,10 @@ from freezeframe.app.choose import choose
 from freezeframe.app.online import backup_online
 from freezeframe.backup.hot.settings import HotSettings, IfBusy
 from freezeframe.cli.options import Session, common
+from freezeframe.cli.proof import hot_lines
 from freezeframe.cli.sizes import size_in_bytes
 from freezeframe.core.units import MIB, human_size, human_time
-from freezeframe.image.manifest import HotProof, Mode, TrackRecord
+from freezeframe.image.manifest import Mode
 from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
 
 UNREADABLE = 3
@@ -137,31 +138,3 @@ def _report(session: Session, result: BackupResult) -> None:
     for disk in result.manifest.disks:
         for start, stop in disk.unreadable:
             output.show(f"unreadable, zeros in the image: {disk.name} bytes {start}-{stop - 1}")
-
-
-def hot_lines(hot: HotProof) -> list[str]:
-    """Return the evidence for a point in time in three lines."""
-    frozen = ", ".join(
-        f"{each.point} {each.freeze_ms:.1f} + {each.held_ms:.1f} + {each.thaw_ms:.1f}"
-        for each in hot.freezes
-    )
-    windows = f" in {hot.windows} freezes" if hot.windows > 1 else ""
-    slowed = ", writers held down" if hot.slowed_writers else ""
-    unfrozen = f"; not frozen: {', '.join(hot.unfrozen)}" if hot.unfrozen else ""
-    passes = ", ".join(human_size(each.bytes) for each in hot.passes) or "nothing"
-    marks = sum(disk.marks for disk in hot.disks)
-    return [
-        f"paused for {hot.pause_ms:.1f} ms{windows}{slowed}"
-        f" (freeze + held + thaw: {frozen or 'nothing mounted'}){unfrozen}",
-        f"copied ahead: {passes}; in the freeze: {human_size(hot.residual_bytes)}; {marks} marks",
-        "; ".join(map(_trusted, hot.disks)),
-    ]
-
-
-def _trusted(disk: TrackRecord) -> str:
-    if disk.base:
-        return (
-            f"{disk.disk}: {human_size(disk.changed)} marked since image {disk.base[:8]},"
-            f" {human_size(disk.bytes_read)} read"
-        )
-    return f"{disk.disk}: read in full, {'; '.join(disk.distrust) or 'no earlier image'}"

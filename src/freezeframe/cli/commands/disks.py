@@ -18,12 +18,13 @@ def command(session: Session, paths: tuple[str, ...]) -> None:
     """Draw the machine's disks (or those named): regions, use, and how each would be taken."""
     output = session.output
     first, failed = True, False
-    for disk in examine_disks(paths):
+    for disk in examine_disks(paths, session.settings.place()):
         output.record(
             "disk",
             {
                 "path": disk.path,
                 "state": disk.state,
+                "mode": disk.mode or None,
                 "holders": list(disk.holders),
                 "disk": msgspec.to_builtins(disk.record) if disk.record else None,
             },

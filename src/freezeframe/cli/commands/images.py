@@ -10,6 +10,7 @@ from freezeframe.app.session import listed_images, opened_images
 from freezeframe.cli.options import Session, common
 from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
+from freezeframe.cli.proof import consistency_lines, detail_lines, hot_lines
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import human_size, human_time
 from freezeframe.image.reader import ImageReader
@@ -70,8 +71,8 @@ def show(session: Session, image: str) -> None:
             output.show(disk_picture(disk))
             for start, stop in disk.unreadable:
                 output.show(f"! bytes {start}-{stop - 1} could not be read and are zeros")
-            for note in disk.notes:
-                output.show(plain(f"· {note}"))
+            for line in (*consistency_lines(manifest, disk), *disk.notes):
+                output.show(plain(f"· {line}"))
             for region in disk.regions:
                 for note in region.notes:
                     output.show(plain(f"· {region.role} {region.number or ''}: {note}"))
@@ -81,6 +82,11 @@ def show(session: Session, image: str) -> None:
             f" {human_size(proof.bytes_new)} were new, stored as {human_size(proof.bytes_stored)};"
             f" unreadable: {human_size(proof.unreadable_bytes)}"
         )
+        if manifest.hot is not None:
+            for line in hot_lines(manifest.hot):
+                output.show(line)
+            for line in detail_lines(manifest.hot):
+                output.show(plain(f"· {line}"))
 
 
 def _fields(image: ImageReader) -> dict[str, object]:
