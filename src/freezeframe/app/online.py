@@ -35,7 +35,7 @@ from freezeframe.core.clock import Clock, SystemClock
 from freezeframe.core.errors import FreezeframeError, SourceError, UsageError
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
-from freezeframe.core.units import GRANULE
+from freezeframe.core.units import GRANULE, MIB
 from freezeframe.image.manifest import HotProof, Manifest, Mode, Proof, TrackRecord
 from freezeframe.image.parent import ParentDisk, matching, parent_disk
 from freezeframe.image.reader import ImageReader, images
@@ -55,6 +55,9 @@ from freezeframe.system import sysfs
 from freezeframe.system.disks import describe_source
 from freezeframe.system.sysfs import Node
 from freezeframe.tracking import Distrust, Tracker, changed_since, remember_base, start
+
+#: Bytes for what is read around the freeze, to begin with: more is taken when it is needed.
+_FIRST_MEMORY = 32 * MIB
 
 
 @dataclass(slots=True)
@@ -206,7 +209,8 @@ def _open(
         node=node,
         reader=reader,
         memory=RememberingReader(reader),
-        overlay=GranuleOverlay(reader.size, settings.residual_memory // count),
+        overlay=GranuleOverlay(reader.size, min(_FIRST_MEMORY, settings.residual_memory) // count),
+        memory_limit=settings.residual_memory // count,
         never=swap_stretches(node, outsiders).clip(0, reader.size),
     )
 

@@ -33,6 +33,8 @@ from freezeframe.system.sysfs import Node
 
 Granules = NDArray[np.int64]
 
+#: Granules for which there is room beyond what is owed, before a freeze: 16 MiB.
+_SPARE = 256
 #: Granules read between two looks at the clock: 8 MiB.
 _BATCH = 128
 
@@ -50,6 +52,8 @@ class HotDisk:
     #: For the structures of filesystems.
     memory: RememberingReader
     overlay: GranuleOverlay
+    #: Bytes it may grow to.
+    memory_limit: int
     #: What an earlier image has of it.
     parent: ParentDisk | None = None
     #: What is never kept: areas in use as swap.
@@ -151,6 +155,18 @@ class HotDisk:
         """Take note that the image holds just this of the chunks it touches."""
         rewritten = Extents.from_blocks(extents.units(CHUNK), CHUNK)
         self.covered = (self.covered - rewritten) | extents
+
+    def has_room(self) -> bool:
+        """Whether what is owed fits into memory; takes more of it where that is allowed.
+
+        Not in a freeze.
+        """
+        missing = self.overlay.missing_room(self.owed)
+        if missing or self.overlay.free < _SPARE:
+            wanted = (self.overlay.capacity + 2 * missing + 2 * _SPARE) * GRANULE
+            self.overlay.grow(min(wanted, self.memory_limit))
+            missing = self.overlay.missing_room(self.owed)
+        return not missing
 
     # -- into memory --------------------------------------------------------------------
 

@@ -167,12 +167,14 @@ class HotEngine:
             for disk in self._disks:
                 disk.account()
             self._estimate()
-            need = sum(disk.needed().total for disk in self._disks)
+            need = sum(len(disk.owed) for disk in self._disks) * GRANULE
+            memory = self._settings.residual_memory
             # Once at least: what is copied ahead is stored whole and at leisure.
-            if not need or (self._passes and need <= self._settings.residual_memory // 4):
+            if not need or (self._passes and need <= memory // 4):
                 return
             stalls = stalls + 1 if need > before * _SHRINKS else 0
-            if stalls >= _STALLS:
+            # What is written all the time is better read into memory than stored each time.
+            if stalls >= _STALLS or (stalls and need <= memory * 3 // 4):
                 return
             before = need
             begun = time.monotonic()
@@ -402,7 +404,7 @@ class HotEngine:
                 return
 
     def _room(self) -> bool:
-        return not any(disk.overlay.missing_room(disk.owed) for disk in self._disks)
+        return all(disk.has_room() for disk in self._disks)
 
     def _make_room(self) -> None:
         """Store what is in memory, and what would not fit: a pass as any other."""
@@ -424,6 +426,7 @@ class HotEngine:
         self._harvest()
         until = time.monotonic() + self._settings.max_pause
         for disk in self._disks:
+            disk.has_room()
             disk.read_owed(self._pool, until)
 
     def _window(self, allowed: float, *, sync: bool = True) -> tuple[Window, bool]:
