@@ -46,7 +46,7 @@ log = sh(f'''
 modprobe -a dm-mod dm-crypt raid1 vfat xfs btrfs 2>&1
 # LVM over two disks: a plain volume over both, one with LUKS in it, one for swap.
 vgcreate -q -y vg {a} {b}
-lvcreate -q -y -Wn -L 400M -n wide vg
+lvcreate -q -y -Wn -L 600M -n wide vg
 lvcreate -q -y -Wn -L 400M -n secret vg {b}
 lvcreate -q -y -Wn -L 16M -n swap vg {b}
 mkfs.ext4 -q /dev/vg/wide
