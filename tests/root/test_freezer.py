@@ -152,6 +152,21 @@ def test_a_filesystem_on_a_file_of_another(ext4: MountedDisk) -> None:
                 writer.wait_for_more()
 
 
+def test_what_cannot_be_frozen_on_a_file_of_what_can(ext4: MountedDisk) -> None:
+    with mounted_disk(ext4.point, "ext4", "inner", size=24 << 20) as inner:
+        upper, lower = on(ext4).filesystems
+        with (
+            record_writer(inner.point / "records") as writer,
+            Freezer([replace(upper, freezes=False), lower]) as freezer,
+        ):
+            with freezer.window() as window:
+                time.sleep(0.05)
+                # Its disk is a frozen file: to sync it would be to wait for the thaw.
+                freezer.sync_unfreezable()
+                assert [each.point for each in window.unfreezable] == [str(inner.point)]
+            writer.wait_for_more()
+
+
 def test_the_wrong_order_is_ended_by_the_watchdog(ext4: MountedDisk) -> None:
     """Frozen first, the lower filesystem keeps the freeze of the upper from ever returning."""
     with mounted_disk(ext4.point, "ext4", "inner", size=24 << 20) as inner:

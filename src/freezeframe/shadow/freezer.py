@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -162,9 +163,15 @@ class Freezer:
             _sync(filesystem, descriptor)
 
     def sync_unfreezable(self) -> None:
-        """Do that for those that cannot be frozen, again; in a window too: they write on."""
+        """Do that for those that cannot be frozen, again; in a window too: they write on.
+
+        Not for those on a file of one that can: in a window that file is held, and who syncs
+        would wait for the thaw.
+        """
+        held = {f.device for n, f in enumerate(self._writable) if n not in self._cannot}
         for index in sorted(self._cannot):
-            _sync(self._writable[index], self._descriptors[index])
+            if not self._writable[index].sits_on & held:
+                _sync(self._writable[index], self._descriptors[index])
 
     def flush(self) -> tuple[FreezeTime, ...]:
         """Freeze and thaw each by itself, so that all it holds in memory is on its disk.
@@ -220,7 +227,7 @@ class Freezer:
                 raise FreezeBusy(
                     f"{attempt.busy.point} is frozen by another program",
                     hint="wait for it to end; if none is at work any more, thaw it: "
-                    f"fsfreeze --unfreeze {attempt.busy.point}",
+                    f"fsfreeze --unfreeze {shlex.quote(attempt.busy.ways[0].path)}",
                 )
             time.sleep(_BETWEEN)
         if window.broken:
