@@ -113,7 +113,7 @@ held.close()
 raw = find_outsiders([disk(0)])
 assert [(o.kind, o.path) for o in raw] == [("process", "/dev/mapper/vg-wide")], raw
 child.kill(); child.wait()
-sh("swapoff /dev/vg/swap; vgchange -q -an vg/swap")
+sh("swapoff /dev/vg/swap; lvchange -q -an vg/swap")
 # A physical volume is held by its volumes alone, the array's partitions by the array.
 assert find_outsiders(disks) == [], find_outsiders(disks)
 
