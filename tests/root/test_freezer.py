@@ -128,8 +128,11 @@ def test_two_disks_together(tmp_path: Path) -> None:
             time.sleep(MOMENT)
             assert (one.written(), two.written()) == before
         assert len(window.times) == 2
-        # Thawed in reverse: the last frozen is held for the shortest time.
-        assert window.times[0].held > window.times[1].held
+        # Together: each is held while the other is.
+        ends = [times.asked + times.freeze + times.held for times in window.times]
+        assert max(times.asked + times.freeze for times in window.times) == window.since
+        assert min(ends) == pytest.approx(window.until)
+        assert window.until - window.since >= MOMENT
         one.wait_for_more()
         two.wait_for_more()
 
