@@ -27,9 +27,9 @@ def chunk_compressor(level: int | None = None) -> ZstdCompressor:
     0.974 times at 304. The strategy of level 1 with a window of the whole chunk and a shortest
     match of 6 instead of 7 gives 1.027 times at 486; 5 (on other such samples) 0.7 % less than
     that, for 8 % more time. More hash entries cost the cache more than they save; literals left
-    uncoded gain 10 % of speed and lose 8 % of size. What cannot be compressed passes at 1860 MiB/s as it
-    is, so looking for it beforehand gains nothing. A checksum would be one more pass over
-    what a MAC and a SHA-256 already answer for.
+    uncoded gain 10 % of speed and lose 8 % of size. What cannot be compressed passes at
+    1860 MiB/s as it is, so looking for it beforehand gains nothing. A checksum would be one
+    more pass over what a MAC and a SHA-256 already answer for.
     """
     if level is not None:
         return ZstdCompressor(level=level)
