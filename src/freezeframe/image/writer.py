@@ -187,6 +187,8 @@ class ImageWriter:
         """Take these chunks as the disk's parent has them; all must be usable there."""
         target = self._disks[disk]
         parent = target.parent
+        if not len(numbers):
+            return
         if parent is None or not parent.usable[numbers].all():
             raise FreezeframeError("chunks to be taken over are not in the parent image")
         target.ids[numbers] = parent.ids[numbers]
