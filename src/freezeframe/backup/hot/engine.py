@@ -146,7 +146,7 @@ class HotEngine:
     def _begin(self) -> None:
         """Flush, so that what is on the disks can be read, and read it."""
         times = self._freezer.flush()
-        self._freeze_call = sum(each.freeze for each in times)
+        self._freeze_call = max((each.freeze for each in times), default=0.0)
         self._harvest()
         self._pace.watch()
         self._layouts = [
@@ -462,7 +462,8 @@ class HotEngine:
                 "filesystems were mounted or unmounted during the freeze",
                 hint="no image was made: run it again",
             )
-        self._freeze_call = sum(each.freeze for each in window.times)
+        if window.times:
+            self._freeze_call = window.since - min(each.asked for each in window.times)
         return window, done
 
     def _read_frozen(self, until: float, window: Window) -> bool:

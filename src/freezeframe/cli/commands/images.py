@@ -11,7 +11,8 @@ from freezeframe.cli.options import Session, common
 from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
 from freezeframe.core.errors import FreezeframeError
-from freezeframe.core.units import human_size, human_time
+from freezeframe.core.units import CHUNK, human_size, human_time
+from freezeframe.image import chunklist
 from freezeframe.image.reader import ImageReader
 
 
@@ -70,6 +71,11 @@ def show(session: Session, image: str) -> None:
             output.show(disk_picture(disk))
             for start, stop in disk.unreadable:
                 output.show(f"! bytes {start}-{stop - 1} could not be read and are zeros")
+            if fine := chunklist.decode(disk.fine).total:
+                output.show(
+                    f"· {fine} of {-(-disk.size // CHUNK)} chunks of 1 MiB changed between images"
+                    " and are stored in pieces of 64 KiB"
+                )
             for note in disk.notes:
                 output.show(plain(f"· {note}"))
             for region in disk.regions:
