@@ -69,6 +69,8 @@ class HotDisk:
     unreadable: Extents = field(default_factory=Extents.empty)
     #: Granules to be read into memory, ascending.
     owed: Granules = field(default_factory=lambda: np.empty(0, np.int64))
+    #: Granules written to in the last freeze, in spite of it.
+    stirred: list[Granules] = field(default_factory=list)
     #: Marks taken so far, and bytes read into the image or the overlay.
     marks: int = 0
     bytes_read: int = 0
@@ -145,6 +147,12 @@ class HotDisk:
     def needed(self) -> Extents:
         """Return what the image may need and nobody has read since it was written."""
         return self.want - self.covered - self.overlay.extents()
+
+    def stirred_extents(self) -> Extents:
+        """Return what was written to in spite of the last freeze, in bytes."""
+        if not self.stirred:
+            return Extents.empty()
+        return Extents.from_blocks(np.unique(np.concatenate(self.stirred)), GRANULE)
 
     def add_unreadable(self, bad: Extents) -> None:
         """Note bytes that are zeros in the image because the medium failed. Thread-safe."""
