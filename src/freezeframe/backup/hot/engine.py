@@ -471,7 +471,7 @@ class HotEngine:
                 # Of what is allowed, something is kept for the thaw; and where freezing took
                 # all of it, what was written must be read nevertheless.
                 until = max(begun + allowed * 0.9, time.monotonic() + allowed * 0.3)
-                done = self._read_frozen(until, window)
+                done = self._read_frozen(until)
         finally:
             self._residual = sum(disk.bytes_read for disk in self._disks) - before
         self._check_trackers()
@@ -484,7 +484,7 @@ class HotEngine:
             self._freeze_call = window.since - min(each.asked for each in window.times)
         return window, done
 
-    def _read_frozen(self, until: float, window: Window) -> bool:
+    def _read_frozen(self, until: float) -> bool:
         """Read what was written before the freeze. Everything waits meanwhile."""
         try:
             self._harvest(frozen=True)
