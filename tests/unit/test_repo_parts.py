@@ -128,30 +128,32 @@ class _FaultyCompressor:
         return zstandard.ZstdCompressor().compress(bytes(changed))
 
 
-def test_a_faulty_compressor_is_noticed_before_anything_is_stored() -> None:
+@pytest.mark.parametrize("length", [300, 64 << 10, 65 << 10, 1 << 20])
+def test_a_faulty_compressor_is_noticed_before_anything_is_stored(length: int) -> None:
     sealer = BlobSealer(KEY)
     sealer._compressor = _FaultyCompressor()  # type: ignore[assignment]
+    sealer._small_compressor = _FaultyCompressor()  # type: ignore[assignment]
     with pytest.raises(FreezeframeError, match="does not open as it was") as caught:
-        sealer.seal(b"abc" * 1000)
+        sealer.seal(b"ab" * (length // 2))
     assert "memory" in caught.value.hint
 
 
 def test_every_blob_is_decompressed_again_where_that_was_asked_for() -> None:
     sealer = BlobSealer(KEY, decompress_every=1)
-    sealer.seal(b"abc" * 1000)
+    sealer.seal(b"abc" * 50_000)
     sealer._compressor = _FaultyCompressor()  # type: ignore[assignment]
     with pytest.raises(FreezeframeError, match="does not open as it was"):
-        sealer.seal(b"abd" * 1000)
+        sealer.seal(b"abd" * 50_000)
 
 
 def test_a_lasting_fault_is_noticed_within_sixteen_blobs() -> None:
     sealer = BlobSealer(KEY)
-    sealer.seal(b"abc" * 1000)
+    sealer.seal(b"abc" * 50_000)
     sealer._compressor = _FaultyCompressor()  # type: ignore[assignment]
 
     def sixteen() -> None:
         for number in range(DECOMPRESS_EVERY):
-            sealer.seal(b"%d" % number * 1000)
+            sealer.seal(b"%d" % number * 100_000)
 
     with pytest.raises(FreezeframeError, match="does not open as it was"):
         sixteen()
@@ -172,10 +174,10 @@ class _FaultySealer:
 
 def test_every_blob_is_decrypted_again() -> None:
     sealer = BlobSealer(KEY)
-    sealer.seal(b"abc" * 1000)
+    sealer.seal(b"abc" * 50_000)
     sealer._sealer = _FaultySealer(sealer._sealer)  # type: ignore[assignment]
     with pytest.raises(FreezeframeError, match="does not open as it was"):
-        sealer.seal(b"abd" * 1000)
+        sealer.seal(b"abd" * 50_000)
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40))

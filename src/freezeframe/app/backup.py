@@ -67,9 +67,11 @@ def backup_offline(
     decompress_every: int = DECOMPRESS_EVERY,
     threads: int | None = None,
     clock: Clock | None = None,
+    granular: bool = True,
 ) -> BackupResult:
     """Image disks with exclusive access, all of them in one image.
 
+    `granular` is for measurements only (see `ImageWriter`).
     Raises `SourceBusy` where one is in use; whatever fails, no image appears.
     """
     if not paths:
@@ -89,13 +91,14 @@ def backup_offline(
             _tell(plan, progress)
         # What cannot be written down must be known now, not after hours.
         manifests.encode(_manifest(plans, Unreadable(len(plans)), created, Proof()))
-        wanted = [(plan.source.path, plan.layout.size) for plan in plans]
-        parents = find_parents(repository, index, wanted, progress)
+        records = [disk_record(plan, Extents.empty()) for plan in plans]
+        parents = find_parents(repository, index, records, progress)
         lock.settle()
         writer = stack.enter_context(
             BlobWriter(repository, index, decompress_every=decompress_every)
         )
-        image = ImageWriter(repository, writer, [plan.layout.size for plan in plans], parents)
+        sizes = [plan.layout.size for plan in plans]
+        image = ImageWriter(repository, writer, sizes, parents, granular=granular)
         progress.start("image", sum(plan.to_read.total for plan in plans))
         unreadable = store_chunks(plans, image, progress, threads=threads)
         writer.flush()
@@ -109,8 +112,9 @@ def backup_offline(
             bytes_stored=writer.stats.stored_bytes,
             seconds=round(clock.monotonic() - begun, 3),
             unreadable_bytes=unreadable.total,
+            decompressed_one_in=decompress_every,
         )
-        manifest = _manifest(plans, unreadable, created, proof)
+        manifest = image.described(_manifest(plans, unreadable, created, proof))
         snapshot = image.commit(
             manifest, [plan.used for plan in plans], {plan.name: pieces(plan) for plan in plans}
         )
@@ -186,29 +190,29 @@ def region_title(part: PlannedRegion) -> str:
 
 
 def find_parents(
-    repository: Repository, index: Index, disks: Sequence[tuple[str, int]], progress: Progress
+    repository: Repository, index: Index, records: Sequence[DiskRecord], progress: Progress
 ) -> list[ParentDisk | None]:
     """Find what the newest image of each disk has of it; None where there is none.
 
-    `disks` are paths and sizes in bytes. One that is damaged is told and left out: everything
+    `records` are the disks as they are now. What is damaged of one is told and left out: it
     is then hashed and looked up anew.
     """
-    found: list[ParentDisk | None] = [None] * len(disks)
+    found: list[ParentDisk | None] = [None] * len(records)
     host = platform.node()
 
     def tell(error: FreezeframeError) -> None:
         progress.note(f"{error.message}; not built upon")
 
     for snapshot in reversed(images(repository, on_damage=tell)):
-        wanted = {path for (path, _), have in zip(disks, found, strict=True) if not have}
+        wanted = {record.path for record, have in zip(records, found, strict=True) if not have}
         if snapshot.hostname != host or not wanted & set(snapshot.paths):
             continue
         try:
             image = ImageReader(repository, index, snapshot)
-            for number, (path, size) in enumerate(disks):
-                record = matching(image, host=host, path=path, size=size)
-                if found[number] is None and record is not None:
-                    found[number] = parent_disk(image, record)
+            for number, ours in enumerate(records):
+                theirs = matching(image, host=host, like=ours) if found[number] is None else None
+                if theirs is not None:
+                    found[number] = parent_disk(image, theirs, tell)
         except FreezeframeError as error:
             tell(error)
         if all(found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,17 +26,20 @@ from freezeframe.backup.hot.engine import HotEngine, HotResult
 from freezeframe.backup.hot.settings import HotSettings
 from freezeframe.backup.hot.states import RegionState, region_states, swap_stretches
 from freezeframe.backup.hot.tracked import Tracked, on_source
-from freezeframe.backup.plan import Source
+from freezeframe.backup.plan import Source, plan_disks
 from freezeframe.block.open import open_shared
 from freezeframe.block.overlay import GranuleOverlay
 from freezeframe.block.remembering import RememberingReader
+from freezeframe.block.window import Window as RegionReader
 from freezeframe.core.clock import Clock, SystemClock
 from freezeframe.core.errors import FreezeframeError, SourceError, UsageError
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
-from freezeframe.core.units import GRANULE
-from freezeframe.image.manifest import HotProof, Manifest, Mode, Proof, TrackRecord
-from freezeframe.image.parent import ParentDisk, matching, parent_disk
+from freezeframe.core.units import GRANULE, MIB
+from freezeframe.fs.base import Peers, State, UsedMap
+from freezeframe.fs.detect import used_map
+from freezeframe.image.manifest import DiskRecord, HotProof, Manifest, Mode, Proof, TrackRecord
+from freezeframe.image.parent import ParentDisk, parent_disk
 from freezeframe.image.reader import ImageReader, images
 from freezeframe.image.writer import ImageWriter
 from freezeframe.layout.base import DiskLayout
@@ -55,6 +57,9 @@ from freezeframe.system import sysfs
 from freezeframe.system.disks import describe_source
 from freezeframe.system.sysfs import Node
 from freezeframe.tracking import Distrust, Tracker, changed_since, remember_base, start
+
+#: Bytes for what is read around the freeze, to begin with: more is taken when it is needed.
+_FIRST_MEMORY = 32 * MIB
 
 
 @dataclass(slots=True)
@@ -206,7 +211,8 @@ def _open(
         node=node,
         reader=reader,
         memory=RememberingReader(reader),
-        overlay=GranuleOverlay(reader.size, settings.residual_memory // count),
+        overlay=GranuleOverlay(reader.size, min(_FIRST_MEMORY, settings.residual_memory) // count),
+        memory_limit=settings.residual_memory // count,
         never=swap_stretches(node, outsiders).clip(0, reader.size),
     )
 
@@ -258,6 +264,10 @@ def _find_bases(
     """Find the image each disk may be built on: the trackers' own base, or the newest."""
     trust: list[_Trust] = []
     shots = {shot.id: shot for shot in images(repository, on_damage=lambda _: None)}
+
+    def tell(error: FreezeframeError) -> None:
+        progress.note(f"{error.message}; not built upon")
+
     for disk in disks:
         tracker = trackers[disk.node.whole.number]
         known = changed_since(tracker, repository.config.id)
@@ -270,9 +280,14 @@ def _find_bases(
         if shot is not None:
             try:
                 image = ImageReader(repository, index, shot)
-                record = matching(image, host=platform.node(), path=disk.path, size=disk.size)
+                # The tracker vouches for the disk itself; what of it was imaged is told here.
+                record = next(
+                    (r for r in image.manifest.disks if (r.path, r.size) == (disk.path, disk.size)),
+                    None,
+                )
                 reason = f"its last image ({shot.short_id}) is of other devices"
-                parent = parent_disk(image, record) if record is not None else None
+                if record is not None:
+                    parent = parent_disk(image, record, tell)
             except FreezeframeError as error:
                 reason = error.message
         if parent is None:
@@ -281,10 +296,20 @@ def _find_bases(
         disk.parent = parent
         trust.append(_Trust(base=known.image_id))
     rest = [disk for disk, each in zip(disks, trust, strict=True) if not each.base]
-    found = find_parents(repository, index, [(disk.path, disk.size) for disk in rest], progress)
+    found = find_parents(repository, index, [_as_it_is(disk) for disk in rest], progress)
     for disk, parent in zip(rest, found, strict=True):
         disk.parent = parent
     return trust
+
+
+def _as_it_is(disk: HotDisk) -> DiskRecord:
+    """Describe a disk from its bytes as they lie there now, moving or not."""
+
+    def read(reader: RegionReader, peers: Peers) -> UsedMap:
+        return used_map(reader, peers, state=State.LIVE)
+
+    (plan,) = plan_disks([_source(disk)], read_map=read)
+    return disk_record(plan, Extents.empty())
 
 
 def _take_over(

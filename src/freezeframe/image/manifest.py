@@ -13,9 +13,10 @@ import math
 
 import msgspec
 
-from freezeframe.core.errors import FreezeframeError, RepositoryDamaged
+from freezeframe.core.errors import FreezeframeError, NotUnderstood, RepositoryDamaged
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import MIB, SEGMENT
+from freezeframe.core.units import CHUNK, MIB, SEGMENT
+from freezeframe.image import chunklist
 from freezeframe.layout.base import Role, Table
 
 FORMAT = 1
@@ -110,6 +111,9 @@ class DiskRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     regions: tuple[RegionRecord, ...]
     #: [start, stop) of what could not be read, and reads as zeros.
     unreadable: tuple[tuple[int, int], ...] = ()
+    #: Chunks (1 MiB, numbered from the disk's start) stored as blobs of 64 KiB: `3,7-9`.
+    #: For people: a reader takes the lengths of blobs from the index.
+    fine: str = ""
     notes: tuple[str, ...] = ()
 
     def region_at(self, offset: int) -> RegionRecord | None:
@@ -292,6 +296,12 @@ def _nonsense_of_disk(disk: DiskRecord) -> str:
     for start, stop in disk.unreadable:
         if not 0 <= start <= stop <= disk.size:
             return f"an unreadable range of disk {disk.name} lies outside of it"
+    try:
+        fine = chunklist.decode(disk.fine)
+    except NotUnderstood as error:
+        return f"disk {disk.name} has {error.message}"
+    if fine.end > -(-disk.size // CHUNK):
+        return f"a fine chunk of disk {disk.name} lies outside of it"
     return ""
 
 

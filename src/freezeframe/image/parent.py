@@ -17,9 +17,10 @@ from freezeframe.core.extents import Extents
 from freezeframe.core.units import CHUNK, GRANULE, SEGMENT
 from freezeframe.image.manifest import DiskRecord
 from freezeframe.image.reader import ImageReader, SegmentParts
+from freezeframe.layout.base import Role
 from freezeframe.repo.fingerprint import LENGTH
 
-#: Told why a parent cannot be used.
+#: Told why a parent, or a part of one, cannot be used.
 OnProblem = Callable[[FreezeframeError], None]
 
 
@@ -46,8 +47,12 @@ class ParentDisk:
     segments: Sequence[tuple[bytes, bytes] | None] = field(default=())
 
 
-def parent_disk(image: ImageReader, record: DiskRecord) -> ParentDisk:
-    """Read what an image has of a disk. Raises `FreezeframeError` where it is damaged."""
+def parent_disk(image: ImageReader, record: DiskRecord, on_problem: OnProblem) -> ParentDisk:
+    """Read what an image has of a disk.
+
+    Of a segment that is damaged nothing is usable, and the first of them is told. Raises
+    `FreezeframeError` where not even the segments can be listed.
+    """
     chunks = -(-record.size // CHUNK)
     ids = np.zeros((chunks, 32), np.uint8)
     sums = np.zeros((chunks, LENGTH), np.uint8)
@@ -55,10 +60,13 @@ def parent_disk(image: ImageReader, record: DiskRecord) -> ParentDisk:
     zero = np.zeros(chunks, np.bool_)
     fine: dict[int, NDArray[np.uint8]] = {}
     segments: list[tuple[bytes, bytes] | None] = []
-    parts_of = image.segments(record)
-    used = Extents.empty()
-    pieces: list[Extents] = []
-    for number, parts in enumerate(parts_of):
+    pieces: list[Extents] = [Extents.empty()]
+    problems: list[FreezeframeError] = []
+    found = image.segments(record, on_damage=lambda _start, _stop, error: problems.append(error))
+    for number, parts in enumerate(found):
+        if parts is None:
+            segments.append(None)
+            continue
         first = number * (SEGMENT // CHUNK)
         size = min(SEGMENT, record.size - number * SEGMENT)
         _divide(parts, first, size, ids, fine, usable, zero)
@@ -67,11 +75,12 @@ def parent_disk(image: ImageReader, record: DiskRecord) -> ParentDisk:
             sums[first : first + count] = parts.sums
         pieces.append(parts.used.shift(number * SEGMENT))
         segments.append((parts.tree, parts.used_file) if parts.reusable else None)
-    if pieces:
-        used = Extents.from_arrays(
-            np.concatenate([piece.starts for piece in pieces]),
-            np.concatenate([piece.stops for piece in pieces]),
-        )
+    for error in problems[:1]:
+        on_problem(error)
+    used = Extents.from_arrays(
+        np.concatenate([piece.starts for piece in pieces]),
+        np.concatenate([piece.stops for piece in pieces]),
+    )
     return ParentDisk(image.snapshot.id, record.size, ids, fine, sums, usable, zero, used, segments)
 
 
@@ -84,13 +93,19 @@ def _divide(
     usable: NDArray[np.bool_],
     zero: NDArray[np.bool_],
 ) -> None:
-    """Tell which blobs of a segment are whole chunks, and which are granules of one."""
-    chunk = parts.starts // CHUNK
+    """Tell which blobs of a segment are whole chunks, and which are granules of one.
+
+    A chunk that is made in any other way (none of ours is) does not become usable.
+    """
+    some = parts.lengths > 0
+    starts, blob_lengths = parts.starts[some], parts.lengths[some]
+    blobs, zeros = parts.ids[some], parts.zero[some]
+    chunk = starts // CHUNK
     lengths = np.minimum(CHUNK, size - np.arange(-(-size // CHUNK)) * CHUNK)
-    whole = (parts.starts % CHUNK == 0) & (parts.lengths == lengths[chunk])
+    whole = (starts % CHUNK == 0) & (blob_lengths == lengths[chunk])
     rows = chunk[whole] + first
-    ids[rows] = parts.ids[whole]
-    zero[rows] = parts.zero[whole]
+    ids[rows] = blobs[whole]
+    zero[rows] = zeros[whole]
     usable[rows] = True
     rest = np.flatnonzero(~whole)
     if not len(rest):
@@ -98,22 +113,32 @@ def _divide(
     bounds = np.flatnonzero(np.diff(chunk[rest])) + 1
     for group in np.split(rest, bounds):
         number = int(chunk[group[0]])
-        offsets = parts.starts[group] - number * CHUNK
-        length = int(lengths[number])
-        if np.array_equal(offsets, np.arange(0, length, GRANULE)):
-            fine[first + number] = parts.ids[group]
+        expected = np.arange(0, int(lengths[number]), GRANULE)
+        if np.array_equal(starts[group] - number * CHUNK, expected) and np.array_equal(
+            blob_lengths[group], np.minimum(GRANULE, int(lengths[number]) - expected)
+        ):
+            fine[first + number] = blobs[group]
             usable[first + number] = True
-            zero[first + number] = bool(parts.zero[group].all())
+            zero[first + number] = bool(zeros[group].all())
 
 
-def matching(image: ImageReader, *, host: str, path: str, size: int) -> DiskRecord | None:
+def matching(image: ImageReader, *, host: str, like: DiskRecord) -> DiskRecord | None:
     """Return the disk of an image that is likely the same as one to be imaged.
 
-    Likely is enough: whatever is taken over is compared first.
+    Likely is enough: whatever is taken over is compared first. But on another disk that only
+    lies in the same place (one of several that take turns, a new one, a loop device) nearly
+    all would count as changed, and so be stored by granules for no gain.
     """
     if image.manifest.host.name != host:
         return None
     for disk in image.manifest.disks:
-        if disk.path == path and disk.size == size:
+        if _identity(disk) == _identity(like) and (
+            disk.serial == like.serial or not (disk.serial and like.serial)
+        ):
             return disk
     return None
+
+
+def _identity(disk: DiskRecord) -> tuple[object, ...]:
+    whole = next((region for region in disk.regions if region.role == Role.WHOLE), None)
+    return disk.path, disk.size, disk.disk_id, whole and (whole.content, whole.content_uuid)

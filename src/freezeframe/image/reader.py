@@ -151,7 +151,8 @@ class ImageReader:
                 # Segments nobody uses are all the same one: decoded and held once.
                 key = (node.subtree, size)
                 if key not in known:
-                    known[key] = self._segment(node, size)
+                    files = self._folder(node)
+                    known[key] = self._segment(node.name, files, size, self._used_file(files))
             except FreezeframeError as error:
                 if on_damage is None:
                     raise
@@ -161,26 +162,36 @@ class ImageReader:
             segments.append(known[key])
         return _assemble(bases, segments)
 
-    def segments(self, disk: DiskRecord) -> Iterator[SegmentParts]:
+    def segments(self, disk: DiskRecord, *, on_damage: OnDamage) -> Iterator[SegmentParts | None]:
         """Yield a disk's segments in order, as a next image may build on them.
 
-        Raises `RepositoryDamaged` where anything is missing or makes no sense.
+        Of one where anything is missing or makes no sense `on_damage` is told, and it is
+        None. Raises `RepositoryDamaged` where the segments cannot even be listed.
         """
         folders = self._subtree(self._subtree(self._root, "disks"), disk.name)
         last: tuple[str | None, int] | None = None
         parts: SegmentParts | None = None
         for number, base in enumerate(range(0, disk.size, SEGMENT)):
             size = min(SEGMENT, disk.size - base)
-            node = self._node(folders, segment_name(number))
-            # On a huge disk most segments are nobody's, one like the other.
-            if parts is None or last != (node.subtree, size):
-                last, parts = (node.subtree, size), self._segment_parts(node, size)
+            try:
+                node = self._node(folders, segment_name(number))
+                # On a huge disk most segments are nobody's, one like the other.
+                if parts is None or last != (node.subtree, size):
+                    last, parts = (node.subtree, size), self._segment_parts(node, size)
+            except FreezeframeError as error:
+                on_damage(base, base + size, error)
+                last = parts = None
             yield parts
 
     def _segment_parts(self, node: Node, size: int) -> SegmentParts:
-        files, segment = self._folder(node), self._segment(node, size)
-        held = self._optional(files, usedfile.NAME, usedfile.LARGEST)
-        sums = self._optional(files, sumsfile.NAME, sumsfile.LARGEST)
+        files = self._folder(node)
+        held = self._used_file(files)
+        segment = self._segment(node.name, files, size, held)
+        sums = None
+        if sumsfile.NAME in files:
+            sums = sumsfile.decode(
+                self._content(files[sumsfile.NAME], sumsfile.LARGEST), -(-size // CHUNK)
+            )
         return SegmentParts(
             tree=bytes.fromhex(node.subtree or ""),
             ids=segment.ids,
@@ -189,32 +200,34 @@ class ImageReader:
             zero=segment.zero,
             used=segment.used,
             used_file=held or b"",
-            sums=None if sums is None else sumsfile.decode(sums, -(-size // CHUNK)),
+            sums=sums,
             reusable=held is not None and sums is not None,
         )
 
-    def _optional(self, files: dict[str, Node], name: str, largest: int) -> bytes | None:
-        return self._content(files[name], largest) if name in files else None
-
-    def _segment(self, node: Node, size: int) -> _Segment:
-        files = self._folder(node)
+    def _segment(
+        self, name: str, files: dict[str, Node], size: int, used_file: bytes | None
+    ) -> _Segment:
         ids = content_ids(self._node(files, DATA))
         lengths = self._lengths(ids)
         if int(lengths.sum()) != size:
             raise RepositoryDamaged(
                 "image",
                 self.snapshot.short_id,
-                f"its segment {node.name} holds {int(lengths.sum())} bytes, not {size}",
+                f"its segment {name} holds {int(lengths.sum())} bytes, not {size}",
             )
         starts = np.cumsum(lengths) - lengths
-        return _Segment(ids, starts, lengths, _zeros(ids, lengths), self._used(files, size))
+        return _Segment(ids, starts, lengths, _zeros(ids, lengths), self._used(used_file, size))
 
-    def _used(self, files: dict[str, Node], size: int) -> Extents:
+    def _used_file(self, files: dict[str, Node]) -> bytes | None:
         if usedfile.NAME not in files:
+            return None
+        return self._content(files[usedfile.NAME], usedfile.LARGEST)
+
+    def _used(self, used_file: bytes | None, size: int) -> Extents:
+        if used_file is None:
             return Extents.single(0, size)
-        data = self._content(files[usedfile.NAME], usedfile.LARGEST)
         try:
-            return usedfile.decode(data, 0, size)
+            return usedfile.decode(used_file, 0, size)
         except NotUnderstood as error:
             raise RepositoryDamaged("image", self.snapshot.short_id, error.message) from error
 

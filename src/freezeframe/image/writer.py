@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import CHUNK, GRANULE, SEGMENT
+from freezeframe.image import chunklist, sumsfile, usedfile
 from freezeframe.image import manifest as manifests
-from freezeframe.image import sumsfile, usedfile
 from freezeframe.image.manifest import Manifest
 from freezeframe.image.names import DATA, segment_name, zero_id
 from freezeframe.image.parent import ParentDisk
@@ -57,11 +58,17 @@ class ChunkStore:
     """One worker's way into the image; not to be shared between threads."""
 
     def __init__(
-        self, disks: Sequence[_Disk], handle: BlobHandle, fingerprinter: Fingerprinter
+        self,
+        disks: Sequence[_Disk],
+        handle: BlobHandle,
+        fingerprinter: Fingerprinter,
+        *,
+        granular: bool,
     ) -> None:
         self._disks = disks
         self._handle = handle
         self._fingerprinter = fingerprinter
+        self._granular = granular
 
     def put(self, disk: int, number: int, chunk: memoryview) -> None:
         """Store chunk `number` of a disk; the buffer is free again on return.
@@ -84,6 +91,8 @@ class ChunkStore:
         elif np.array_equal(parent.sums[number], total):
             _take_over(target, parent, number)
             self._handle.count_known(len(chunk))
+        elif not self._granular:
+            self._whole(target, number, chunk)
         elif number in parent.fine:
             self._granules(target, number, chunk)
         else:
@@ -91,7 +100,13 @@ class ChunkStore:
         target.sums[number] = total
 
     def put_fine(self, disk: int, number: int, chunk: memoryview) -> None:
-        """Store chunk `number` of a disk by granules, whatever the parent has."""
+        """Store chunk `number` of a disk by granules, whatever the parent has.
+
+        But for a chunk of zeros, which has no parts worth telling apart.
+        """
+        if _is_zero(chunk):
+            self.put(disk, number, chunk)
+            return
         target = self._disks[disk]
         self._granules(target, number, chunk)
         target.sums[number] = np.frombuffer(self._fingerprinter.sum(chunk), np.uint8)
@@ -152,6 +167,9 @@ class ChunkStore:
         disk.ids[number] = np.frombuffer(stored, np.uint8)
 
     def _granules(self, disk: _Disk, number: int, chunk: memoryview) -> None:
+        if len(chunk) <= GRANULE:  # a disk's last one: there is nothing to divide
+            self._whole(disk, number, chunk)
+            return
         parts = [chunk[start : start + GRANULE] for start in range(0, len(chunk), GRANULE)]
         ids = [self._handle.put(BlobKind.DATA, part) for part in parts]
         disk.fine[number] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
@@ -179,31 +197,54 @@ class ImageWriter:
         writer: BlobWriter,
         sizes: Sequence[int],
         parents: Sequence[ParentDisk | None] = (),
+        *,
+        granular: bool = True,
     ) -> None:
-        """Start an image of disks of these sizes; `parents` are what an earlier one has of each."""
+        """Start an image of disks of these sizes; `parents` are what an earlier one has of each.
+
+        Without `granular` changed chunks are stored whole: only to measure what it saves.
+        """
         self._repository = repository
         self._writer = writer
         self._handle = writer.handle()
         self._fingerprinter = Fingerprinter(repository.key)
+        self._granular = granular
         known = parents or [None] * len(sizes)
         self._disks = [_Disk(size, parent) for size, parent in zip(sizes, known, strict=True)]
 
     def chunk_store(self) -> ChunkStore:
         """Return a way in for one more worker thread."""
-        return ChunkStore(self._disks, self._writer.handle(), self._fingerprinter)
+        return ChunkStore(
+            self._disks, self._writer.handle(), self._fingerprinter, granular=self._granular
+        )
 
     def take_over(self, disk: int, numbers: NDArray[np.int64]) -> None:
         """Take these chunks as the disk's parent has them; all must be usable there."""
         target = self._disks[disk]
         parent = target.parent
+        if not len(numbers):
+            return
         if parent is None or not parent.usable[numbers].all():
             raise FreezeframeError("chunks to be taken over are not in the parent image")
         target.ids[numbers] = parent.ids[numbers]
         target.sums[numbers] = parent.sums[numbers]
         wanted = set(numbers.tolist())
-        for number, ids in parent.fine.items():
-            if number in wanted:
-                target.fine[number] = ids
+        for number in wanted & target.fine.keys():
+            del target.fine[number]
+        for number in wanted & parent.fine.keys():
+            target.fine[number] = parent.fine[number]
+
+    def described(self, manifest: Manifest) -> Manifest:
+        """Return a manifest that says which chunks are stored by granules."""
+        return msgspec.structs.replace(
+            manifest,
+            disks=tuple(
+                msgspec.structs.replace(
+                    record, fine=chunklist.encode(np.array(sorted(disk.fine), np.int64))
+                )
+                for record, disk in zip(manifest.disks, self._disks, strict=True)
+            ),
+        )
 
     def commit(
         self,
@@ -214,7 +255,9 @@ class ImageWriter:
         """Write everything that is left, make it durable, then the snapshot.
 
         `used` is each disk's used map in bytes; `pieces` the layout's files by disk name.
+        What the image holds of the manifest is as `described` returns it.
         """
+        manifest = self.described(manifest)
         disks: list[Node] = []
         layouts: list[Node] = []
         for record, disk, extents in zip(manifest.disks, self._disks, used, strict=True):

@@ -121,7 +121,12 @@ class Lock:
         try:
             self._refuse_conflict()
             self._name = self._write()
+            # Writing it may have taken long, and what is read from now on must stay true:
+            # whoever locks after this sees our lock, whoever did before is seen.
+            self._refuse_conflict()
         except BaseException:
+            self._remove(self._name)
+            self._name = ""
             _hangup.release()
             raise
         self._settles = time.monotonic() + self._times.settle

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from freezeframe.core.errors import FreezeframeError
-from freezeframe.repo.compress import NotCompressed, chunk_compressor, decompress, decompressor
+from freezeframe.core.units import GRANULE
+from freezeframe.repo.compress import (
+    NotCompressed,
+    chunk_compressor,
+    decompress,
+    decompressor,
+    small_compressor,
+)
 from freezeframe.repo.crypto import Buffer, MasterKey, SealBroken, Sealer
 
 #: Stored raw unless compression saves a 32nd: reading raw costs half the time.
@@ -51,6 +58,7 @@ class BlobSealer:
     ) -> None:
         self._sealer = Sealer(key)
         self._compressor = chunk_compressor(level)
+        self._small_compressor = small_compressor(level)
         self._decompressor = decompressor()
         self._every = decompress_every
         # The first blob of every thread is looked at.
@@ -62,7 +70,8 @@ class BlobSealer:
         uncompressed = 0
         size = len(plain)
         if size > _TINY:
-            frame = self._compressor.compress(plain)
+            small = size <= GRANULE
+            frame = (self._small_compressor if small else self._compressor).compress(plain)
             if len(frame) <= size - size // _PAYS:
                 body, uncompressed = frame, size
         parts = self._sealer.seal(body)

@@ -33,6 +33,8 @@ from freezeframe.system.sysfs import Node
 
 Granules = NDArray[np.int64]
 
+#: Granules for which there is room beyond what is owed, before a freeze: 16 MiB.
+_SPARE = 256
 #: Granules read between two looks at the clock: 8 MiB.
 _BATCH = 128
 
@@ -50,6 +52,8 @@ class HotDisk:
     #: For the structures of filesystems.
     memory: RememberingReader
     overlay: GranuleOverlay
+    #: Bytes it may grow to.
+    memory_limit: int
     #: What an earlier image has of it.
     parent: ParentDisk | None = None
     #: What is never kept: areas in use as swap.
@@ -65,6 +69,8 @@ class HotDisk:
     unreadable: Extents = field(default_factory=Extents.empty)
     #: Granules to be read into memory, ascending.
     owed: Granules = field(default_factory=lambda: np.empty(0, np.int64))
+    #: Granules written to in the last freeze, in spite of it.
+    stirred: list[Granules] = field(default_factory=list)
     #: Marks taken so far, and bytes read into the image or the overlay.
     marks: int = 0
     bytes_read: int = 0
@@ -142,6 +148,12 @@ class HotDisk:
         """Return what the image may need and nobody has read since it was written."""
         return self.want - self.covered - self.overlay.extents()
 
+    def stirred_extents(self) -> Extents:
+        """Return what was written to in spite of the last freeze, in bytes."""
+        if not self.stirred:
+            return Extents.empty()
+        return Extents.from_blocks(np.unique(np.concatenate(self.stirred)), GRANULE)
+
     def add_unreadable(self, bad: Extents) -> None:
         """Note bytes that are zeros in the image because the medium failed. Thread-safe."""
         with self._lock:
@@ -151,6 +163,18 @@ class HotDisk:
         """Take note that the image holds just this of the chunks it touches."""
         rewritten = Extents.from_blocks(extents.units(CHUNK), CHUNK)
         self.covered = (self.covered - rewritten) | extents
+
+    def has_room(self) -> bool:
+        """Whether what is owed fits into memory; takes more of it where that is allowed.
+
+        Not in a freeze.
+        """
+        missing = self.overlay.missing_room(self.owed)
+        if missing or self.overlay.free < _SPARE:
+            wanted = (self.overlay.capacity + 2 * missing + 2 * _SPARE) * GRANULE
+            self.overlay.grow(min(wanted, self.memory_limit))
+            missing = self.overlay.missing_room(self.owed)
+        return not missing
 
     # -- into memory --------------------------------------------------------------------
 

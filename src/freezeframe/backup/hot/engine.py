@@ -22,7 +22,7 @@ from freezeframe.backup.hot.copying import Content, copy_needed, store_overlays
 from freezeframe.backup.hot.disk import HotDisk
 from freezeframe.backup.hot.pace import Pace
 from freezeframe.backup.hot.settings import HotSettings, IfBusy, NotConverging
-from freezeframe.backup.hot.states import RegionState
+from freezeframe.backup.hot.states import RegionState, stirred_states
 from freezeframe.backup.hot.tracked import Tracked
 from freezeframe.backup.plan import DiskPlan, Source, plan_disks
 from freezeframe.block.base import Reader
@@ -48,6 +48,7 @@ _STALLS = 3
 #: Passes over the disk, and quick ones into memory, at most.
 _MOST_PASSES = 24
 _QUICK_PASSES = 16
+_UNDRAINED_PASSES = 3
 #: Freezes that may turn out to lack something before the maps are parsed inside of one.
 _VIEWS = 4
 #: Short freezes in a row, where writers are held down.
@@ -146,8 +147,11 @@ class HotEngine:
     def _begin(self) -> None:
         """Flush, so that what is on the disks can be read, and read it."""
         times = self._freezer.flush()
-        self._freeze_call = sum(each.freeze for each in times)
+        self._freeze_call = max((each.freeze for each in times), default=0.0)
         self._harvest()
+        # Nothing was read yet that the flush has not waited for.
+        for each in self._tracked:
+            each.undrained.clear()
         self._pace.watch()
         self._layouts = [
             capture(disk.memory, source.path)
@@ -167,12 +171,14 @@ class HotEngine:
             for disk in self._disks:
                 disk.account()
             self._estimate()
-            need = sum(disk.needed().total for disk in self._disks)
+            need = sum(len(disk.owed) for disk in self._disks) * GRANULE
+            memory = self._settings.residual_memory
             # Once at least: what is copied ahead is stored whole and at leisure.
-            if not need or (self._passes and need <= self._settings.residual_memory // 4):
+            if not need or (self._passes and need <= memory // 4):
                 return
             stalls = stalls + 1 if need > before * _SHRINKS else 0
-            if stalls >= _STALLS:
+            # What is written all the time is better read into memory than stored each time.
+            if stalls >= _STALLS or (stalls and need <= memory * 3 // 4):
                 return
             before = need
             begun = time.monotonic()
@@ -208,7 +214,11 @@ class HotEngine:
                     " no image was made",
                     hint="this is a mistake of freezeframe: please report it",
                 )
-        return HotResult(plans, tuple(self._state_maps), self._proof(window))
+        states = [
+            stirred_states(states, plan.layout, disk.stirred_extents())
+            for disk, plan, states in zip(self._disks, plans, self._state_maps, strict=True)
+        ]
+        return HotResult(plans, tuple(states), self._proof(window))
 
     def _read_back(self, blob_id: bytes) -> bytes:
         return self._content(blob_id)
@@ -373,7 +383,15 @@ class HotEngine:
         """Read what is marked into memory, again and again, until little is left."""
         before = float("inf")
         stalls = 0
-        for _ in range(_QUICK_PASSES):
+        if any(each.bio_based for each in self._tracked):
+            # What is harvested from now on is read once more in the freeze: not too much.
+            passes = _UNDRAINED_PASSES
+            self._freezer.flush()
+            for each in self._tracked:
+                each.drained()
+        else:
+            passes = _QUICK_PASSES
+        for _ in range(passes):
             self._harvest()
             owed = sum(len(disk.owed) for disk in self._disks)
             if not self._room():
@@ -382,9 +400,9 @@ class HotEngine:
             begun = time.monotonic()
             for disk in self._disks:
                 disk.read_owed(self._pool)
-            each = (time.monotonic() - begun) / max(owed, 1)
-            left = sum(each_.tracker.count() for each_ in self._tracked)
-            if left * each + self._freeze_call <= self._settings.max_pause / 2:
+            cost = (time.monotonic() - begun) / max(owed, 1)
+            left = sum(tracked.tracker.count() for tracked in self._tracked)
+            if left * cost + self._freeze_call <= self._settings.max_pause / 2:
                 return
             stalls = stalls + 1 if left > before * _SHRINKS else 0
             if stalls >= _STALLS:
@@ -402,7 +420,7 @@ class HotEngine:
                 return
 
     def _room(self) -> bool:
-        return not any(disk.overlay.missing_room(disk.owed) for disk in self._disks)
+        return all(disk.has_room() for disk in self._disks)
 
     def _make_room(self) -> None:
         """Store what is in memory, and what would not fit: a pass as any other."""
@@ -424,6 +442,7 @@ class HotEngine:
         self._harvest()
         until = time.monotonic() + self._settings.max_pause
         for disk in self._disks:
+            disk.has_room()
             disk.read_owed(self._pool, until)
 
     def _window(self, allowed: float, *, sync: bool = True) -> tuple[Window, bool]:
@@ -437,6 +456,8 @@ class HotEngine:
             )
         self._windows += 1
         done = False
+        for disk in self._disks:
+            disk.stirred.clear()
         before, begun = 0, 0.0
 
         def last() -> None:
@@ -450,7 +471,7 @@ class HotEngine:
                 # Of what is allowed, something is kept for the thaw; and where freezing took
                 # all of it, what was written must be read nevertheless.
                 until = max(begun + allowed * 0.9, time.monotonic() + allowed * 0.3)
-                done = self._read_frozen(until, window)
+                done = self._read_frozen(until)
         finally:
             self._residual = sum(disk.bytes_read for disk in self._disks) - before
         self._check_trackers()
@@ -459,35 +480,42 @@ class HotEngine:
                 "filesystems were mounted or unmounted during the freeze",
                 hint="no image was made: run it again",
             )
-        self._freeze_call = sum(each.freeze for each in window.times)
+        if window.times:
+            self._freeze_call = window.since - min(each.asked for each in window.times)
         return window, done
 
-    def _read_frozen(self, until: float, window: Window) -> bool:
+    def _read_frozen(self, until: float) -> bool:
         """Read what was written before the freeze. Everything waits meanwhile."""
         try:
             self._harvest(frozen=True)
         except HarvestOverflow:
             return False
-        for disk in self._disks:
-            if not disk.read_owed(self._pool, until):
-                return False
-        if window.unfreezable:
-            self._settle_unfreezable(until)
+        for each in self._tracked:
+            each.drained()
+        # All of them, even where the time is up: what is left of each must be known.
+        if not all([disk.read_owed(self._pool, until) for disk in self._disks]):  # noqa: C419
+            return False
+        self._settle_unfrozen(until)
         if self._inside:
             self._parse_inside()
         return True
 
-    def _settle_unfreezable(self, until: float) -> None:
-        """Sync what cannot be frozen, and read it, until a whole pass saw nothing written."""
+    def _settle_unfrozen(self, until: float) -> None:
+        """Read what is written to in spite of the freeze, until a pass sees nothing written.
+
+        What cannot be frozen is synced each time. What is written to by others is no longer
+        of one moment, and the image says so.
+        """
         while True:
             self._freezer.sync_unfreezable()
             self._harvest(frozen=True)
             if not any(len(disk.owed) for disk in self._disks):
                 return
             for disk in self._disks:
+                disk.stirred.append(disk.owed)
                 disk.read_owed(self._pool)
             if time.monotonic() > until:
-                self._notes.append("what cannot be frozen was written to while it was read")
+                self._notes.append("something was still written to when the freeze had to end")
                 return
 
     def _parse_inside(self) -> None:

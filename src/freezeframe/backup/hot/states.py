@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freezeframe.core.extents import Extents
 from freezeframe.fs.base import State
@@ -56,6 +56,21 @@ def region_states(
             continue
         raw = [each for each in outsiders if _concerns(each, node, here, region.length)]
         found[region.start] = _state(here, filesystems, cannot, raw)
+    return found
+
+
+def stirred_states(
+    states: Mapping[int, RegionState], layout: DiskLayout, stirred: Extents
+) -> dict[int, RegionState]:
+    """Return the states as they turned out: what was written to in the freeze was not frozen."""
+    found = dict(states)
+    for region in layout.regions:
+        state = found.get(region.start)
+        if state is None or not stirred.touches(region.start, region.stop):
+            continue
+        if state.state is not State.LIVE:
+            note = "something other than its filesystem wrote to it during the freeze"
+            found[region.start] = replace(state, consistency=Consistency.CRASH, note=note)
     return found
 
 

@@ -12,7 +12,8 @@ from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
 from freezeframe.cli.proof import consistency_lines, detail_lines, hot_lines
 from freezeframe.core.errors import FreezeframeError
-from freezeframe.core.units import human_size, human_time
+from freezeframe.core.units import CHUNK, human_size, human_time
+from freezeframe.image import chunklist
 from freezeframe.image.reader import ImageReader
 
 
@@ -71,6 +72,11 @@ def show(session: Session, image: str) -> None:
             output.show(disk_picture(disk))
             for start, stop in disk.unreadable:
                 output.show(f"! bytes {start}-{stop - 1} could not be read and are zeros")
+            if fine := chunklist.decode(disk.fine).total:
+                output.show(
+                    f"· {fine} of {-(-disk.size // CHUNK)} chunks of 1 MiB changed between images"
+                    " and are stored in pieces of 64 KiB"
+                )
             for line in (*consistency_lines(manifest, disk), *disk.notes):
                 output.show(plain(f"· {line}"))
             for region in disk.regions:
