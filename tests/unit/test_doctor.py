@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from freezeframe.app import doctor
 from freezeframe.app.doctor import examine
+from freezeframe.core.errors import TrackingUnavailable
+from freezeframe.shadow.filesystems import MountedFilesystem, OnDisks
 from freezeframe.system.memory import available_memory
 from freezeframe.system.tools import packages
 
@@ -15,8 +20,8 @@ def test_every_tool_is_looked_for() -> None:
         assert (package.name in found) == (package.needed_for == "run" or package.name == "restic")
     assert all(f.detail for f in found.values())
     assert all(f.advice for f in found.values() if f.state != "ok")
-    assert found["images of mounted disks"].state == "missing"
     assert found["real drives"].state == "not verified"
+    assert found["hot processing elsewhere"].state == "not verified"
 
 
 def test_a_machine_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +34,43 @@ def test_a_machine_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
             assert all(tool in finding.detail for tool in package.tools)
             assert finding.advice == f"apt-get install {package.name}"
     assert found["restic"].state == "limited"
+
+
+def test_what_hot_processing_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise TrackingUnavailable("there is none", hint="mount one")
+
+    monkeypatch.setattr(doctor, "pins_folder", missing)
+    monkeypatch.setattr(doctor, "place_in_memory", missing)
+    monkeypatch.setattr(doctor, "_read", lambda path: "none [confidentiality]")
+    found = {finding.name: finding for finding in doctor.hot_processing()}
+    for name in ("BPF filesystem", "memory for marks", "lockdown"):
+        assert found[name].state == "missing"
+        assert name in found["hot processing"].detail
+    assert found["hot processing"].state == "missing"
+    assert found["BPF filesystem"].advice == "mount one"
+
+
+def test_filesystems_that_cannot_be_frozen_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted = (
+        _mounted("/", "ext4", freezes=True),
+        _mounted("/boot/efi", "vfat", freezes=False),
+        _mounted("/cd", "udf", freezes=False, read_only=True),
+    )
+    monkeypatch.setattr(doctor, "find_filesystems", lambda _disks: OnDisks(mounted, ()))
+    finding = doctor._freezing()
+    assert finding.state == "limited"
+    assert finding.detail == (
+        "to be frozen in an image: / (ext4); not /boot/efi (vfat):"
+        " these are crash-consistent in an image"
+    )
+
+
+def _mounted(point: str, kind: str, *, freezes: bool, read_only: bool = False) -> MountedFilesystem:
+    return MountedFilesystem(
+        device="8:1", kind=kind, point=point, ways=(), numbers=frozenset(), devices=(),
+        read_only=read_only, freezes=freezes,
+    )  # fmt: skip
 
 
 def test_memory() -> None:

@@ -1,5 +1,6 @@
-"""`make demo`: a whole disk goes into a repository and comes back, and the proof that it did.
+"""`make demo`: disks go into a repository and come back, and the proof that they did.
 
+One that nobody uses, with five filesystems; then one that a program hammers meanwhile.
 Everything happens in one temporary folder, on image files and loop devices; the machine's
 own disks are only read from, as ordinary files.
 """
@@ -7,101 +8,27 @@ own disks are only read from, as ordinary files.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import secrets
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from freezeframe.core.errors import FreezeframeError, TargetUnsuitable
-from freezeframe.core.units import MIB, human_size, human_time
+from freezeframe.core.units import MIB, human_size
 from freezeframe.system.interrupt import orderly_stop
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run, which
 from freezeframe.testing import disks, proof
-from freezeframe.testing.program import PROGRAM
+from freezeframe.testing.demo_hot import ROOM, image_in_use
+from freezeframe.testing.demo_steps import Demo, Different, Row, check, folder_size, image_ids
 from freezeframe.testing.volumes import Survey
 
 #: How much larger than the original the blank disk is.
 _LARGER = 512 * MIB
-
-
-class Different(FreezeframeError):
-    """What came back is not what went in."""
-
-
-@dataclass
-class Row:
-    """One line of the closing table."""
-
-    step: str
-    seconds: float = 0.0
-    size: str = ""
-    result: str = ""
-
-
-@dataclass
-class Demo:
-    """One run: where it happens, what was done so far."""
-
-    folder: Path
-    recipe: disks.Recipe
-    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
-    rows: list[Row] = field(default_factory=list)
-
-    def say(self, text: str) -> None:
-        """Print a line in plain words."""
-        self.console.print(text, markup=False)
-
-    @contextlib.contextmanager
-    def step(self, words: str, name: str) -> Iterator[Row]:
-        """Say what comes, time it, and write it down."""
-        self.say(f"\n── {words}")
-        row = Row(name)
-        begun = time.monotonic()
-        try:
-            yield row
-        except BaseException:
-            row.result = "FAILED"
-            raise
-        finally:
-            row.seconds = time.monotonic() - begun
-            self.rows.append(row)
-
-    def program(self, *arguments: str) -> None:
-        """Run freezeframe as a user would, its output to be seen as it comes."""
-        self.say("$ " + shlex.join(("freezeframe", *arguments)))
-        # Not through system.run: that keeps the output for itself.
-        code = subprocess.run([str(PROGRAM), *arguments], check=False).returncode
-        if code:
-            raise Different(f"freezeframe {arguments[0]} ended with exit code {code}")
-
-    def table(self) -> Table:
-        """Draw what was done."""
-        table = Table(title="What the demo did")
-        table.add_column("step")
-        table.add_column("time", justify="right")
-        table.add_column("bytes", justify="right")
-        table.add_column("result")
-        for row in self.rows:
-            table.add_row(row.step, human_time(row.seconds), row.size, row.result)
-        return table
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _make(demo: Demo) -> Survey:
@@ -125,22 +52,12 @@ def _device_mapper() -> bool:
 def _original(demo: Demo, disk: Survey, words: str, name: str) -> Mapping[str, proof.Sums]:
     """Check the original disk and sum up its files, before it is imaged."""
     with demo.step(words, name) as row:
-        _check(demo, disk.path)
+        check(demo, disk.path)
         sums = proof.collect(disk.path)
         files, size = proof.total_files(sums), proof.total_bytes(sums)
         row.size, row.result = human_size(size), f"{files} files, all filesystems clean"
         demo.say(f"  {row.size} in {files} files, folders and links")
     return sums
-
-
-def _check(demo: Demo, path: Path) -> int:
-    found = proof.check_filesystems(path)
-    for check in found:
-        demo.say(f"  {check.name:16} {check.checker:24} {check.result}")
-    dirty = [check for check in found if not check.clean]
-    if dirty:
-        raise Different(f"{dirty[0].checker} is not content with {dirty[0].name} of {path}")
-    return len(found)
 
 
 def _image(demo: Demo, disk: Survey, name: str) -> str:
@@ -150,21 +67,15 @@ def _image(demo: Demo, disk: Survey, name: str) -> str:
     with demo.step(f"Imaging the disk: {name}", name) as row:
         demo.program("backup", "--offline", str(disk.path))
         row.size = human_size(folder_size(repository) - before)
-        image = _images()[-1]
+        image = image_ids()[-1]
         row.result = f"image {image[:8]}; bytes are what the repository grew by"
     return image
-
-
-def _images() -> list[str]:
-    """Return the ids of all images, oldest first, as `images --json` tells them."""
-    lines = run((str(PROGRAM), "images", "--json")).stdout.decode().splitlines()
-    return [record["id"] for record in map(json.loads, lines) if "id" in record]
 
 
 def _prove(demo: Demo, path: Path, wanted: Mapping[str, proof.Sums], name: str, row: Row) -> None:
     """Let the checkers look at a restored disk, and compare its files with the sums."""
     demo.say(f"checking {name} with the filesystems' own checkers:")
-    checkers = _check(demo, path)
+    checkers = check(demo, path)
     demo.say("comparing every file with the original:")
     differences = proof.differences(wanted, proof.collect(path))
     for line in differences:
@@ -240,7 +151,7 @@ def perform(demo: Demo) -> None:
     with demo.step("Looking at what there is", "list the images") as row:
         demo.program("images")
         demo.program("show", "latest")
-        row.result = f"{len(_images())} images"
+        row.result = f"{len(image_ids())} images"
     _restic(demo)
     with demo.step("Reading both images back", "verify") as row:
         demo.program("verify")
@@ -252,6 +163,7 @@ def perform(demo: Demo) -> None:
     _to_file(demo, "latest", size + _LARGER, new, "latest")
     _to_device(demo, size, new)
     _to_file(demo, first, size, old, "first")
+    image_in_use(demo)
 
 
 def _folder(wanted: str | None, needed: int) -> Path:
@@ -289,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _in_folder(work: str | None, recipe: disks.Recipe, *, keep: bool) -> None:
-    place = _folder(work, disks.room_needed(recipe))
+    place = _folder(work, disks.room_needed(recipe) + ROOM)
     folder = Path(tempfile.mkdtemp(prefix="freezeframe-demo-", dir=place))
     demo = Demo(folder, recipe)
     try:
