@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 
-from freezeframe.app.backup import BackupResult, backup_offline
-from freezeframe.app.choose import choose
-from freezeframe.app.online import backup_online
 from freezeframe.backup.hot.settings import HotSettings, IfBusy
 from freezeframe.cli.options import Session, common
 from freezeframe.cli.sizes import size_in_bytes
 from freezeframe.core.units import MIB, human_size, human_time
-from freezeframe.image.manifest import HotProof, Mode, TrackRecord
-from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
+
+if TYPE_CHECKING:
+    from freezeframe.app.backup import BackupResult
+    from freezeframe.image.manifest import HotProof, TrackRecord
 
 UNREADABLE = 3
 
@@ -77,7 +78,15 @@ def command(
 
     Exit code 3: the image was made, but some of the source could not be read.
     """
-    repository = session.settings.repository()
+    opening = session.settings.opening()
+    # Loaded while the password is tried.
+    from freezeframe.app.backup import backup_offline
+    from freezeframe.app.choose import choose
+    from freezeframe.app.online import backup_online
+    from freezeframe.image.manifest import Mode
+    from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
+
+    repository = opening()
     choice = choose(repository, sources, offline=offline or everything, online=online)
     for reason in choice.reasons:
         session.output.note(reason)
