@@ -13,6 +13,7 @@ marks say that it was not written until the freeze.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from freezeframe.backup.hot.states import RegionState, stirred_states
 from freezeframe.backup.hot.tracked import Tracked
 from freezeframe.backup.plan import DiskPlan, Source, plan_disks
 from freezeframe.block.base import Reader
-from freezeframe.block.remembering import FrozenView
+from freezeframe.block.remembering import FrozenView, NotRemembered
 from freezeframe.block.window import Window as RegionReader
 from freezeframe.core.errors import FreezeBroken, FreezeError, FreezeframeError
 from freezeframe.core.extents import Extents
@@ -110,7 +111,6 @@ class HotEngine:
             back_off=settings.back_off,
         )
         self._plans: tuple[DiskPlan, ...] = ()
-        self._layouts: list[DiskLayout] = []
         self._state_maps: list[dict[int, RegionState]] = []
         self._passes: list[PassRecord] = []
         self._freeze_call = 0.0
@@ -153,13 +153,12 @@ class HotEngine:
         for each in self._tracked:
             each.undrained.clear()
         self._pace.watch()
-        self._layouts = [
+        layouts = [
             capture(disk.memory, source.path)
             for disk, source in zip(self._disks, self._sources, strict=True)
         ]
         self._state_maps = [
-            self._states(disk, layout)
-            for disk, layout in zip(self._disks, self._layouts, strict=True)
+            self._states(disk, layout) for disk, layout in zip(self._disks, layouts, strict=True)
         ]
 
     def _converge(self) -> None:
@@ -241,7 +240,8 @@ class HotEngine:
 
     def _estimate(self) -> None:
         """Read the used maps as they lie on the disks now: what is worth copying ahead."""
-        plans = self._plan([disk.memory for disk in self._disks], State.LIVE, self._layouts)
+        # With the tables, so that what they are read from stays remembered.
+        plans = self._plan([disk.memory for disk in self._disks], State.LIVE)
         for disk, plan in zip(self._disks, plans, strict=True):
             disk.memory.trim()
             disk.estimate(self._guess(disk, plan))
@@ -263,7 +263,6 @@ class HotEngine:
         self,
         readers: Sequence[Reader],
         state: State,
-        layouts: Sequence[DiskLayout] | None = None,
     ) -> tuple[DiskPlan, ...]:
         """Plan all disks as `readers` show them; `state` is that of what will be frozen."""
         by_reader = {id(reader): number for number, reader in enumerate(readers)}
@@ -283,18 +282,22 @@ class HotEngine:
             replace(source, reader=reader)
             for source, reader in zip(self._sources, readers, strict=True)
         ]
-        return plan_disks(sources, read_map=read, layouts=layouts)
+        return plan_disks(sources, read_map=read)
 
     def _view(self) -> tuple[DiskPlan, ...] | None:
         """Plan the disks as they were in the freeze; None, and more to copy, if that fails."""
         for disk in self._disks:
             disk.account()
         views = [FrozenView(disk.memory, disk.overlay) for disk in self._disks]
-        plans = self._plan(views, State.FROZEN)
-        if not all(view.complete for view in views):
+        plans: tuple[DiskPlan, ...] | None = None
+        # Used maps swallow what they lack, a partition table cannot.
+        with contextlib.suppress(NotRemembered):
+            plans = self._plan(views, State.FROZEN)
+        if plans is None or not all(view.complete for view in views):
             # Once more, going on where bytes are missing, to find all of them at once.
             views = [FrozenView(disk.memory, disk.overlay, guess=True) for disk in self._disks]
-            self._plan(views, State.FROZEN)
+            guessed = self._plan(views, State.FROZEN)
+            plans = plans or guessed
         complete = True
         # A map that lacked something says nothing of what is used.
         known = all(view.complete for view in views)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 
-from freezeframe.app.backup import BackupResult, backup_offline
-from freezeframe.app.choose import choose
-from freezeframe.app.online import backup_online
 from freezeframe.backup.hot.settings import HotSettings, IfBusy
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.proof import hot_lines
 from freezeframe.cli.sizes import size_in_bytes
 from freezeframe.core.units import MIB, human_size, human_time
-from freezeframe.image.manifest import Mode
-from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
+
+if TYPE_CHECKING:
+    from freezeframe.app.backup import BackupResult
 
 UNREADABLE = 3
 
@@ -78,7 +77,15 @@ def command(
 
     Exit code 3: the image was made, but some of the source could not be read.
     """
-    repository = session.settings.repository()
+    opening = session.settings.opening()
+    # Loaded while the password is tried.
+    from freezeframe.app.backup import backup_offline
+    from freezeframe.app.choose import choose
+    from freezeframe.app.online import backup_online
+    from freezeframe.image.manifest import Mode
+    from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
+
+    repository = opening()
     choice = choose(repository, sources, offline=offline or everything, online=online)
     for reason in choice.reasons:
         session.output.note(reason)
@@ -111,6 +118,8 @@ def command(
 
 
 def _report(session: Session, result: BackupResult) -> None:
+    from freezeframe.cli.proof import hot_lines
+
     proof, output = result.manifest.proof, session.output
     output.record(
         "summary",
