@@ -214,6 +214,7 @@ with record_writer(Path("/var/records")) as writer:
     assert is_frozen(Path("/"))
     eventually(lambda: not is_frozen(Path("/")))
     writer.wait_for_more()
+    eventually(lambda: "the time was up" in sh("dmesg"))
     process.kill()
     process.wait()
 print("the kernel log:", sh("dmesg | grep 'freezeframe watchdog' || true").strip())
