@@ -343,6 +343,8 @@ class Freezer:
         # What the watchdog has thawed may have been frozen by somebody else since.
         already = set(watchdog.ask()) if self._late(attempt) else set()
         failed: list[str] = []
+        # Those frozen at once came in any order.
+        attempt.holds.sort(key=lambda hold: hold.index)
         for hold in reversed(attempt.holds):
             hold.thawing = time.monotonic()
             filesystem = self._writable[hold.index]

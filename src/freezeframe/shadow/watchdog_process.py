@@ -59,6 +59,7 @@ class Watch:
         self._thawed: list[int] = []
         self._children: dict[int, int] = {}
         self._deadline: float | None = None
+        self._why = ""
         self._log = -1
         with contextlib.suppress(OSError):
             self._log = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
@@ -106,6 +107,7 @@ class Watch:
         What is only about to be frozen may wait for just those. It is tried again and again,
         by whoever calls this, until the program tells how the call ended.
         """
+        self._why = why
         self._reap()
         announced = list(self._announced.items())
         certain = [index for index, returned in reversed(announced) if returned]
@@ -117,8 +119,6 @@ class Watch:
             while index in self._children and time.monotonic() < patience:
                 time.sleep(0.0005)
                 self._reap()
-            if index in self._thawed:
-                self._say(f"{self._names[index]} was thawed: {why}")
 
     def finish(self) -> None:
         """Thaw what the program left frozen: it is gone, and with it every freeze call."""
@@ -159,6 +159,7 @@ class Watch:
             code = os.waitstatus_to_exitcode(status)
             if code == _THAWED:
                 self._thawed.append(index)
+                self._say(f"{self._names[index]} was thawed: {self._why}")
                 self._announced.pop(index, None)
             elif code == _NOT_FROZEN and self._announced.get(index):
                 # It was frozen, and is not: somebody thawed it before us.
