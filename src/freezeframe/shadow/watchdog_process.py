@@ -10,7 +10,8 @@ child: a thaw may hang (on a suspended volume, on a filesystem beneath that some
 froze), and must not keep the others from being thawed.
 
 Messages, one a packet; N is the index of a filesystem:
-    in   `arm`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`, `disarm`, `ask`
+    in   `arm`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`, `disarm`, `ask`,
+         `hurried 0|1` (what to set rcu_expedited back to), `calmed`
     out  `ready 0|1` (memory locked), and to `disarm` and `ask`: `thawed N …`, since `arm`
 """
 
@@ -59,6 +60,8 @@ class Watch:
         self._thawed: list[int] = []
         self._children: dict[int, int] = {}
         self._deadline: float | None = None
+        #: What to set `rcu_expedited` back to; nothing where the program did not change it.
+        self._calm = ""
         self._why = ""
         self._log = -1
         with contextlib.suppress(OSError):
@@ -94,6 +97,10 @@ class Watch:
                 self._announced[index] = True
         elif word in ("failed", "thawed"):
             self._announced.pop(index, None)
+        elif word == "hurried":
+            self._calm = number
+        elif word == "calmed":
+            self._calm = ""
         elif word in ("disarm", "ask"):
             self._reap()
             if word == "disarm":
@@ -122,6 +129,11 @@ class Watch:
 
     def finish(self) -> None:
         """Thaw what the program left frozen: it is gone, and with it every freeze call."""
+        if self._calm:
+            with contextlib.suppress(OSError):
+                switch = os.open("/sys/kernel/rcu_expedited", os.O_WRONLY | os.O_CLOEXEC)
+                os.write(switch, self._calm.encode())
+                os.close(switch)
         patience = time.monotonic() + _LAST_WAIT
         self.thaw_all("the program that froze it is gone")
         while self._children or any(self._announced.values()):
