@@ -101,7 +101,8 @@ def test_three_deep(ext4: MountedDisk) -> None:
         assert first.sits_on == {second.device, third.device}
         assert third.sits_on == frozenset()
         assert points(two.node) == [str(three.point), str(two.point)]
-        assert [each.point for each in held_up(three.point / "log", [first, second])] == []
+        # Whether it exists yet or not.
+        assert held_up(three.point / "a" / "log", [third]) == [third]
         (three.point / "log").touch()
         held = held_up(three.point / "log", [first, second, third])
         assert held == [first, second, third]

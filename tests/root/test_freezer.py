@@ -128,8 +128,11 @@ def test_two_disks_together(tmp_path: Path) -> None:
             time.sleep(MOMENT)
             assert (one.written(), two.written()) == before
         assert len(window.times) == 2
-        # Thawed in reverse: the last frozen is held for the shortest time.
-        assert window.times[0].held > window.times[1].held
+        # Together: each is held while the other is.
+        ends = [times.asked + times.freeze + times.held for times in window.times]
+        assert max(times.asked + times.freeze for times in window.times) == window.since
+        assert min(ends) == pytest.approx(window.until)
+        assert window.until - window.since >= MOMENT
         one.wait_for_more()
         two.wait_for_more()
 
@@ -150,6 +153,21 @@ def test_a_filesystem_on_a_file_of_another(ext4: MountedDisk) -> None:
                     assert writer.written() == held
                 assert not window.broken
                 writer.wait_for_more()
+
+
+def test_what_cannot_be_frozen_on_a_file_of_what_can(ext4: MountedDisk) -> None:
+    with mounted_disk(ext4.point, "ext4", "inner", size=24 << 20) as inner:
+        upper, lower = on(ext4).filesystems
+        with (
+            record_writer(inner.point / "records") as writer,
+            Freezer([replace(upper, freezes=False), lower]) as freezer,
+        ):
+            with freezer.window() as window:
+                time.sleep(0.05)
+                # Its disk is a frozen file: to sync it would be to wait for the thaw.
+                freezer.sync_unfreezable()
+                assert [each.point for each in window.unfreezable] == [str(inner.point)]
+            writer.wait_for_more()
 
 
 def test_the_wrong_order_is_ended_by_the_watchdog(ext4: MountedDisk) -> None:

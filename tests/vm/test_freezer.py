@@ -46,9 +46,9 @@ log = sh(f'''
 modprobe -a dm-mod dm-crypt raid1 vfat xfs btrfs 2>&1
 # LVM over two disks: a plain volume over both, one with LUKS in it, one for swap.
 vgcreate -q -y vg {a} {b}
-lvcreate -q -y -Wn -L 400M -n wide vg
 lvcreate -q -y -Wn -L 400M -n secret vg {b}
 lvcreate -q -y -Wn -L 16M -n swap vg {b}
+lvcreate -q -y -Wn -l 100%FREE -n wide vg
 mkfs.ext4 -q /dev/vg/wide
 echo secret > /run/key
 cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 /dev/vg/secret /run/key
@@ -113,7 +113,7 @@ held.close()
 raw = find_outsiders([disk(0)])
 assert [(o.kind, o.path) for o in raw] == [("process", "/dev/mapper/vg-wide")], raw
 child.kill(); child.wait()
-sh("swapoff /dev/vg/swap; vgchange -q -an vg/swap")
+sh("swapoff /dev/vg/swap; lvchange -q -an vg/swap")
 # A physical volume is held by its volumes alone, the array's partitions by the array.
 assert find_outsiders(disks) == [], find_outsiders(disks)
 
@@ -210,7 +210,7 @@ with record_writer(Path("/var/records")) as writer:
         Path("/var/new").write_text("written")
 
     # Hanging within: thawed when the time is up.
-    process = start(2, "hang")
+    process = start(10, "hang")
     assert is_frozen(Path("/"))
     eventually(lambda: not is_frozen(Path("/")))
     writer.wait_for_more()

@@ -6,25 +6,29 @@ import datetime as dt
 import os
 import platform
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import freezeframe
 from freezeframe.app.session import index_for_writing
+from freezeframe.backup.hot.states import RegionState
 from freezeframe.backup.pipeline import Unreadable, store_chunks
 from freezeframe.backup.plan import DiskPlan, PlannedRegion, Source, plan_disks, safe_name
 from freezeframe.block.open import open_source
 from freezeframe.core.clock import Clock, SystemClock
 from freezeframe.core.errors import FreezeframeError, SourceBusy, UsageError
+from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import SEGMENT
 from freezeframe.fs.base import UsedMap
 from freezeframe.image import manifest as manifests
 from freezeframe.image.manifest import (
+    Consistency,
     DiskRecord,
     Host,
+    HotProof,
     Manifest,
     Mode,
     Proof,
@@ -87,7 +91,8 @@ def backup_offline(
             _tell(plan, progress)
         # What cannot be written down must be known now, not after hours.
         manifests.encode(_manifest(plans, Unreadable(len(plans)), created, Proof()))
-        parents = find_parents(repository, index, plans, progress)
+        records = [disk_record(plan, Extents.empty()) for plan in plans]
+        parents = find_parents(repository, index, records, progress)
         lock.settle()
         writer = stack.enter_context(
             BlobWriter(repository, index, decompress_every=decompress_every)
@@ -185,16 +190,15 @@ def region_title(part: PlannedRegion) -> str:
 
 
 def find_parents(
-    repository: Repository, index: Index, plans: Sequence[DiskPlan], progress: Progress
+    repository: Repository, index: Index, records: Sequence[DiskRecord], progress: Progress
 ) -> list[ParentDisk | None]:
     """Find what the newest image of each disk has of it; None where there is none.
 
-    What is damaged of one is told and left out: it is then hashed and looked up anew.
+    `records` are the disks as they are now. What is damaged of one is told and left out: it
+    is then hashed and looked up anew.
     """
-    found: list[ParentDisk | None] = [None] * len(plans)
+    found: list[ParentDisk | None] = [None] * len(records)
     host = platform.node()
-    nothing = Unreadable(len(plans))
-    records = [disk_record(plan, nothing, number) for number, plan in enumerate(plans)]
 
     def tell(error: FreezeframeError) -> None:
         progress.note(f"{error.message}; not built upon")
@@ -237,19 +241,35 @@ def this_host() -> Host:
 def _manifest(
     plans: Sequence[DiskPlan], unreadable: Unreadable, created: dt.datetime, proof: Proof
 ) -> Manifest:
+    disks = tuple(disk_record(plan, unreadable.of(number)) for number, plan in enumerate(plans))
+    return new_manifest(Mode.OFFLINE, created, disks, proof)
+
+
+def new_manifest(
+    mode: Mode,
+    created: dt.datetime,
+    disks: tuple[DiskRecord, ...],
+    proof: Proof,
+    hot: HotProof | None = None,
+) -> Manifest:
+    """Write down an image of this machine made by this program."""
     return Manifest(
         format=manifests.FORMAT,
         program=f"freezeframe {freezeframe.__version__}",
         created=created,
-        mode=Mode.OFFLINE,
+        mode=mode,
         host=this_host(),
-        disks=tuple(disk_record(plan, unreadable, number) for number, plan in enumerate(plans)),
+        disks=disks,
         proof=proof,
+        hot=hot,
     )
 
 
-def disk_record(plan: DiskPlan, unreadable: Unreadable, number: int) -> DiskRecord:
-    """Write down one disk as it was imaged."""
+def disk_record(
+    plan: DiskPlan, unreadable: Extents, states: Mapping[int, RegionState] | None = None
+) -> DiskRecord:
+    """Write down one disk as it was imaged; `states` of its regions where it was in use."""
+    known = states or {}
     return DiskRecord(
         name=plan.name,
         path=plan.source.path,
@@ -261,14 +281,14 @@ def disk_record(plan: DiskPlan, unreadable: Unreadable, number: int) -> DiskReco
         serial=plan.source.serial,
         segment=SEGMENT,
         used=plan.used.total,
-        regions=tuple(region_record(part) for part in plan.regions),
-        unreadable=manifests.pairs(unreadable.of(number)),
+        regions=tuple(region_record(part, known.get(part.region.start)) for part in plan.regions),
+        unreadable=manifests.pairs(unreadable),
         notes=plan.layout.notes,
     )
 
 
-def region_record(part: PlannedRegion) -> RegionRecord:
-    """Write down one region."""
+def region_record(part: PlannedRegion, state: RegionState | None = None) -> RegionRecord:
+    """Write down one region, and how it was taken where the disk was in use."""
     region, content = part.region, part.content or UsedMap("", part.used, True)
     return RegionRecord(
         role=region.role.value,
@@ -287,6 +307,7 @@ def region_record(part: PlannedRegion) -> RegionRecord:
         span=content.span,
         used=part.used.total,
         understood=content.understood,
+        consistency=state.consistency if state is not None else Consistency.EXCLUSIVE,
         notes=content.notes,
         volumes=tuple(
             VolumeRecord(

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from freezeframe.app.backup import as_text, disk_record
-from freezeframe.backup.pipeline import Unreadable
 from freezeframe.backup.plan import Source, plan_disks
 from freezeframe.block.open import open_shared
 from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.extents import Extents
 from freezeframe.image.manifest import DiskRecord
 from freezeframe.system.disks import describe_source, list_disks
 from freezeframe.system.holders import source_holders
@@ -39,7 +39,7 @@ def examine_disks(paths: Sequence[str] = ()) -> Iterator[DiskView]:
                 about = describe_source(path)
                 source = Source(reader, as_text(path), about.model, about.serial)
                 (plan,) = plan_disks([source])
-                record = disk_record(plan, Unreadable(1), 0)
+                record = disk_record(plan, Extents.empty())
         except FreezeframeError as error:
             yield DiskView(path, error.message, (), None)
             continue

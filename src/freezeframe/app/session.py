@@ -1,4 +1,4 @@
-"""Open a repository as the user named it."""
+"""Open the images of a repository as the user named them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ from freezeframe.core.errors import FreezeframeError, RepositoryDamaged, StoreEr
 from freezeframe.core.progress import Progress, Silent
 from freezeframe.image.reader import ImageReader, find_image, images
 from freezeframe.repo.index import Index
-from freezeframe.repo.repository import OnDamage, Repository, open_repository
+from freezeframe.repo.repository import OnDamage, Repository
 from freezeframe.repo.snapshots import Snapshot
-from freezeframe.store.open import open_store
-
-
-def open_at(location: str, password: str) -> Repository:
-    """Open the repository at a place. Raises `NoRepository`, `WrongPassword` and their like."""
-    return open_repository(open_store(location), password)
 
 
 @contextmanager

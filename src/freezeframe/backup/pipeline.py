@@ -13,6 +13,7 @@ from itertools import chain
 
 from freezeframe.backup.chunks import ChunkJob, chunk_jobs
 from freezeframe.backup.plan import DiskPlan
+from freezeframe.block.base import Reader
 from freezeframe.block.device import aligned_buffer
 from freezeframe.block.salvage import read_salvaging
 from freezeframe.core.errors import FreezeframeError
@@ -24,6 +25,7 @@ from freezeframe.system.workers import run_workers
 
 #: Ranges this close together are read in one go: a seek or a call costs more than the bytes.
 _BRIDGE = 64 * 1024
+_ZEROS = bytes(CHUNK)
 
 
 class Unreadable:
@@ -99,27 +101,35 @@ class _Worker:
         self._unreadable = unreadable
         self._progress = progress
         self._buffer = aligned_buffer(CHUNK)
-        self._zeros = bytes(CHUNK)
         #: Chunks done.
         self.stored = 0
 
     def __call__(self, job: ChunkJob) -> None:
         chunk = self._buffer[: job.length]
-        base = job.number * CHUNK
-        reader = self._readers[job.disk]
-        filled = 0
-        for start, stop, gaps in _runs(job.parts):
-            chunk[filled:start] = self._zeros[: start - filled]
-            bad = read_salvaging(reader, base + start, chunk[start:stop])
-            if bad:
-                self._unreadable.add(job.disk, bad)
-            for gap_start, gap_stop in gaps:
-                chunk[gap_start:gap_stop] = self._zeros[: gap_stop - gap_start]
-            filled = stop
-        chunk[filled:] = self._zeros[: job.length - filled]
+        if bad := fill_chunk(self._readers[job.disk], job, chunk):
+            self._unreadable.add(job.disk, bad)
         self._store.put(job.disk, job.number, chunk)
         self.stored += 1
         self._progress.advance(sum(stop - start for start, stop in job.parts))
+
+
+def fill_chunk(reader: Reader, job: ChunkJob, chunk: memoryview) -> Extents:
+    """Read what counts of a chunk into `chunk`, zeros elsewhere; return what is unreadable.
+
+    In bytes of the disk; `chunk` is as long as the job says.
+    """
+    base = job.number * CHUNK
+    filled = 0
+    missing = Extents.empty()
+    for start, stop, gaps in _runs(job.parts):
+        chunk[filled:start] = _ZEROS[: start - filled]
+        if bad := read_salvaging(reader, base + start, chunk[start:stop]):
+            missing = missing | bad
+        for gap_start, gap_stop in gaps:
+            chunk[gap_start:gap_stop] = _ZEROS[: gap_stop - gap_start]
+        filled = stop
+    chunk[filled:] = _ZEROS[: job.length - filled]
+    return missing
 
 
 def _runs(

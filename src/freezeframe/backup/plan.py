@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
+from typing import Protocol
 
 from freezeframe.block.base import Reader
 from freezeframe.block.window import Window
@@ -62,16 +63,25 @@ class DiskPlan:
         return self.source.reader
 
 
-MapReader = Callable[[Reader, Peers], UsedMap]
+class MapReader(Protocol):
+    """What reads a used map: `fs.detect.used_map`, or something that knows more."""
+
+    def __call__(self, reader: Window, peers: Peers) -> UsedMap:
+        """Return the map of a region; `reader.base` is the reader of its disk."""
 
 
 def plan_disks(
-    sources: Sequence[Source], *, everything: bool = False, read_map: MapReader = used_map
+    sources: Sequence[Source],
+    *,
+    everything: bool = False,
+    read_map: MapReader = used_map,
+    layouts: Sequence[DiskLayout] | None = None,
 ) -> tuple[DiskPlan, ...]:
     """Capture every disk's layout and every region's used map.
 
     `everything` takes every byte, used or not, unallocated gaps as well. Filesystems that
     span several disks find their other parts among all the regions of all the sources.
+    `layouts`, where given, are taken as they are.
     """
     for source in sources:
         if source.reader.size > LARGEST_DISK:
@@ -79,7 +89,8 @@ def plan_disks(
                 f"{source.path} is {human_size(source.reader.size)} long;"
                 f" a disk of an image ends at {human_size(LARGEST_DISK)}"
             )
-    layouts = [capture(source.reader, source.path, keep_gaps=everything) for source in sources]
+    if layouts is None:
+        layouts = [capture(source.reader, source.path, keep_gaps=everything) for source in sources]
     windows = [
         _windows(source.reader, layout) for source, layout in zip(sources, layouts, strict=True)
     ]

@@ -47,22 +47,36 @@ class GranuleOverlay:
     """Room for `limit` bytes of granules of one disk, by number; the last read of each wins.
 
     `disk_size` in bytes: the last granule of a disk may be short. All memory is taken and
-    touched when it is made, a second or two a GiB: make it before the freeze. Not thread-safe,
-    but for reading what is in it.
+    touched when it is made or grown, a second or two a GiB: not in the freeze. Not
+    thread-safe, but for reading what is in it.
     """
 
     def __init__(self, disk_size: int, limit: int) -> None:
-        count = max(1, min(limit // GRANULE, -(-disk_size // GRANULE)))
         self._disk_size = disk_size
-        self._buffer = aligned_buffer(count * GRANULE)
-        # The first write to a page makes it; none shall be made in the freeze.
-        np.frombuffer(self._buffer, np.uint8)[:: mmap.PAGESIZE] = 0
         #: Numbers of the granules that are there, ascending, and the slot of each.
         self._numbers = np.empty(0, np.int64)
         self._slots = np.empty(0, np.int64)
+        self._capacity = self._slots_of(limit)
+        self._buffer = _touched(self._capacity * GRANULE)
         #: Slots nobody uses, the next one last.
-        self._free = np.arange(count - 1, -1, -1, dtype=np.int64)
-        self._capacity = count
+        self._free = np.arange(self._capacity - 1, -1, -1, dtype=np.int64)
+
+    def _slots_of(self, limit: int) -> int:
+        return max(1, min(limit // GRANULE, -(-self._disk_size // GRANULE)))
+
+    def grow(self, limit: int) -> None:
+        """Make room for `limit` bytes, if there is less; what is there stays.
+
+        Not in a freeze: it takes memory, and copies what is there.
+        """
+        capacity = self._slots_of(limit)
+        if capacity <= self._capacity:
+            return
+        buffer = _touched(capacity * GRANULE)
+        buffer[: len(self._buffer)] = self._buffer
+        more = np.arange(capacity - 1, self._capacity - 1, -1, dtype=np.int64)
+        self._free = np.concatenate([more, self._free])
+        self._buffer, self._capacity = buffer, capacity
 
     # -- what is there ------------------------------------------------------------------
 
@@ -73,6 +87,11 @@ class GranuleOverlay:
     def capacity(self) -> int:
         """How many granules there is room for."""
         return self._capacity
+
+    @property
+    def free(self) -> int:
+        """How many granules more there is room for."""
+        return len(self._free)
 
     @property
     def full(self) -> bool:
@@ -150,6 +169,8 @@ class GranuleOverlay:
             raise SourceError(f"{reader.name}: granule {granules[-1]} lies outside of it")
         slots, placed = self._place(granules)
         wanted = granules[placed]
+        if not len(wanted):
+            return granules
         try:
             self._read(reader, wanted, slots, pool)
         except BaseException:
@@ -258,3 +279,10 @@ class GranuleOverlay:
         edges = [*np.searchsorted(piece, heads).tolist(), len(piece)]
         for offset, (begin, end) in zip(offsets, itertools.pairwise(edges), strict=True):
             yield offset, buffers[begin:end]
+
+
+def _touched(size: int) -> memoryview:
+    """Return memory that is there: the first write to a page makes it; none shall in a freeze."""
+    buffer = aligned_buffer(size)
+    np.frombuffer(buffer, np.uint8)[:: mmap.PAGESIZE] = 0
+    return buffer

@@ -16,7 +16,7 @@ class Window:
     def __init__(self, base: Reader, start: int, size: int, *, name: str = "") -> None:
         if start < 0 or size < 0 or start + size > base.size:
             raise SourceError(f"{base.name}: a region of {size} bytes at {start} passes its end")
-        self._base = base
+        self.base = base
         self.start = start
         self.size = size
         self.sector = base.sector
@@ -29,16 +29,16 @@ class Window:
     def read_at(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at `offset` of the window."""
         self._check(offset, length)
-        return self._base.read_at(self.start + offset, length)
+        return self.base.read_at(self.start + offset, length)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the window."""
         self._check(offset, len(buffer))
-        self._base.read_into(self.start + offset, buffer)
+        self.base.read_into(self.start + offset, buffer)
 
     def data_extents(self) -> Extents:
         """Return the base's data extents inside the window."""
-        inside = self._base.data_extents().clip(self.start, self.start + self.size)
+        inside = self.base.data_extents().clip(self.start, self.start + self.size)
         return inside.shift(-self.start)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
@@ -72,10 +73,27 @@ class Settings:
 
     def repository(self) -> Repository:
         """Open the repository."""
-        # Here, not above: `--version` and `--help` need none of it.
-        from freezeframe.app.session import open_at
+        return self.opening()()
 
-        return open_at(self.location(), self.password())
+    def opening(self) -> Callable[[], Repository]:
+        """Begin to open the repository, in a thread; returns what waits for it and gives it.
+
+        A password takes a tenth of a second to try, which another core may do while the rest
+        of the program is loaded. It is asked for before this returns.
+        """
+        location, password = self.location(), self.password()
+
+        def open_it() -> Repository:
+            # Here, not above: `--version` and `--help` need none of it.
+            from freezeframe.repo.repository import open_repository
+            from freezeframe.store.open import open_store
+
+            return open_repository(open_store(location), password)
+
+        pool = ThreadPoolExecutor(1, thread_name_prefix="open")
+        opened = pool.submit(open_it)
+        pool.shutdown(wait=False)
+        return opened.result
 
 
 def _environment(name: str) -> str | None:

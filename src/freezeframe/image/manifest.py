@@ -152,6 +152,62 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     decompressed_one_in: int = 1
 
 
+class FreezeRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How long one filesystem was held still. Milliseconds."""
+
+    point: str
+    kind: str
+    #: The call that freezes; writers wait from then on.
+    freeze_ms: float
+    #: Nothing was written, and what was left was read.
+    held_ms: float
+    thaw_ms: float
+
+
+class PassRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One pass over a disk in use."""
+
+    bytes: int
+    seconds: float
+    #: Granules that were marked when it began.
+    marks: int = 0
+
+
+class TrackRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How the writes to one disk were followed, and what that was good for."""
+
+    disk: str
+    #: Granules of 64 KiB found marked, all passes together.
+    marks: int = 0
+    bytes_read: int = 0
+    #: Image whose unmarked chunks were taken over without reading; empty: all was read.
+    base: str = ""
+    #: Why not; empty where they were.
+    distrust: tuple[str, ...] = ()
+    #: Bytes marked since that image.
+    changed: int = 0
+
+
+class HotProof(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The evidence for one point in time of disks in use."""
+
+    #: From asking for the first freeze to the end of the last thaw.
+    pause_ms: float = 0.0
+    #: Read while nothing could be written.
+    residual_bytes: int = 0
+    #: Freezes of all filesystems together: more than one where the first did not settle it.
+    windows: int = 1
+    passes: tuple[PassRecord, ...] = ()
+    freezes: tuple[FreezeRecord, ...] = ()
+    disks: tuple[TrackRecord, ...] = ()
+    #: Filesystems that cannot be frozen, and went on.
+    unfrozen: tuple[str, ...] = ()
+    memory_locked: bool = True
+    #: Whether writers were held down by short freezes until copying caught up.
+    slowed_writers: bool = False
+    notes: tuple[str, ...] = ()
+
+
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """All of an image but its bytes."""
 
@@ -162,6 +218,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     host: Host
     disks: tuple[DiskRecord, ...]
     proof: Proof = Proof()
+    #: Of online images only.
+    hot: HotProof | None = None
 
     def disk(self, name: str) -> DiskRecord | None:
         """Return the disk with that name, or that was read from that path."""

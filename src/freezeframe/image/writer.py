@@ -12,7 +12,7 @@ increment writes only the trees of segments that changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -110,6 +110,41 @@ class ChunkStore:
         target = self._disks[disk]
         self._granules(target, number, chunk)
         target.sums[number] = np.frombuffer(self._fingerprinter.sum(chunk), np.uint8)
+
+    def is_fine(self, disk: int, number: int) -> bool:
+        """Whether chunk `number` is stored by granules in this image, as it stands now."""
+        return number in self._disks[disk].fine
+
+    def patch(
+        self,
+        disk: int,
+        number: int,
+        granules: Mapping[int, memoryview],
+        content: Callable[[bytes], bytes],
+    ) -> None:
+        """Replace granules (by their number within the chunk) of a chunk stored before.
+
+        Where the chunk is stored whole and not all of it is replaced, `content` gives the
+        bytes of its blob by the blob's id; it is stored by granules from then on.
+        """
+        target = self._disks[disk]
+        length = min(CHUNK, target.size - number * CHUNK)
+        count = -(-length // GRANULE)
+        ids = target.fine.get(number)
+        if ids is None and len(granules) < count:
+            old = target.ids[number].tobytes()
+            whole = bytearray(length) if old == zero_id(length) else bytearray(content(old))
+            for part, data in granules.items():
+                whole[part * GRANULE : part * GRANULE + len(data)] = data
+            self.put_fine(disk, number, memoryview(whole))
+            return
+        fine = np.empty((count, 32), np.uint8) if ids is None else ids.copy()
+        for part, data in granules.items():
+            blob_id = self._handle.put(BlobKind.DATA, data)
+            fine[part] = np.frombuffer(blob_id, np.uint8)
+        target.fine[number] = fine
+        # Not known without reading all of it.
+        target.sums[number] = 0
 
     def _changed(self, disk: _Disk, parent: ParentDisk, number: int, chunk: memoryview) -> None:
         """Store a chunk that the parent has whole and, by its sum, otherwise.

@@ -82,6 +82,7 @@ def find_filesystems(disks: Sequence[Node], stack: Stack | None = None) -> OnDis
     stack = stack or Stack()
     wanted = {node.number for node in disks}
     found: dict[str, MountedFilesystem] = {}
+    unknown: set[str] = set()
     for device, mounts in stack.filesystems.items():
         own = stack.devices_of(device)
         if not own:
@@ -89,7 +90,13 @@ def find_filesystems(disks: Sequence[Node], stack: Stack | None = None) -> OnDis
         below = stack.below_filesystem(device)
         if below.unknown or wanted & set(below.nodes):
             found[device] = _described(mounts, own, below)
+            if below.unknown:
+                unknown.add(device)
     names = set(found)
+    # What may lie on anything comes before everything that is known better.
+    for device in unknown:
+        known = found[device].sits_on | (names - unknown)
+        found[device] = replace(found[device], sits_on=known)
     kept = {device: replace(each, sits_on=each.sits_on & names) for device, each in found.items()}
     order = freezing_order({device: each.sits_on for device, each in kept.items()})
     untold = {mounts[0].kind for mounts in stack.filesystems.values()} & {"zfs"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,6 +24,8 @@ from freezeframe.system.interrupt import deferred
 _BETWEEN = 0.05
 #: A thaw the kernel refuses is tried so many times, so many seconds apart.
 _THAWS = 5
+#: So many filesystems are frozen at once.
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +105,10 @@ class Freezer:
     """Freezes filesystems together, with a watchdog that thaws them whatever happens.
 
     `filesystems` are in the order of freezing, as `find_filesystems` gives them; those that
-    are read-only are left alone. `limit` in seconds: the watchdog lets no window last
-    longer. `patience` in seconds: so long is waited for somebody else's freeze to end.
-    As a context manager it keeps the filesystems from being unmounted. For one thread.
+    are read-only are left alone. Neighbours that do not sit on one another are frozen at
+    once. `limit` in seconds: the watchdog lets no window last longer. `patience` in seconds:
+    so long is waited for somebody else's freeze to end. As a context manager it keeps the
+    filesystems from being unmounted. For one thread.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class Freezer:
         self._descriptors: list[int] = []
         self._cannot: set[int] = set()
         self._watchdog: Watchdog | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Freezer:
@@ -135,6 +142,8 @@ class Freezer:
                 self._watchdog = stack.enter_context(
                     Watchdog(self._descriptors, points, self.limit)
                 )
+            if len(points) > 1:
+                self._threads = stack.enter_context(_started(min(len(points), _MOST_THREADS)))
             self._stack = stack.pop_all()
         return self
 
@@ -147,6 +156,7 @@ class Freezer:
         self._stack.close()
         self._descriptors = []
         self._watchdog = None
+        self._threads = None
 
     @property
     def unfreezable(self) -> tuple[MountedFilesystem, ...]:
@@ -162,9 +172,15 @@ class Freezer:
             _sync(filesystem, descriptor)
 
     def sync_unfreezable(self) -> None:
-        """Do that for those that cannot be frozen, again; in a window too: they write on."""
+        """Do that for those that cannot be frozen, again; in a window too: they write on.
+
+        Not for those on a file of one that can: in a window that file is held, and who syncs
+        would wait for the thaw.
+        """
+        held = {f.device for n, f in enumerate(self._writable) if n not in self._cannot}
         for index in sorted(self._cannot):
-            _sync(self._writable[index], self._descriptors[index])
+            if not self._writable[index].sits_on & held:
+                _sync(self._writable[index], self._descriptors[index])
 
     def flush(self) -> tuple[FreezeTime, ...]:
         """Freeze and thaw each by itself, so that all it holds in memory is on its disk.
@@ -180,8 +196,13 @@ class Freezer:
         return tuple(times)
 
     @contextmanager
-    def window(self) -> Iterator[Window]:
+    def window(
+        self, *, sync: bool = True, last: Callable[[], None] | None = None
+    ) -> Iterator[Window]:
         """Hold all filesystems still within. Nothing else may be done there but reading disks.
+
+        `last` is called when all is ready and synced, just before the first is frozen. With
+        `sync` false they are not synced before: for windows that follow each other closely.
 
         Memory is locked, logging goes to memory, and SIGINT and SIGTERM wait for the end
         (in the main thread). What the block does must not write files or start programs.
@@ -193,7 +214,10 @@ class Freezer:
         """
         window = Window()
         with locked_memory() as window.memory_locked:
-            self.sync()
+            if sync:
+                self.sync()
+            if last is not None:
+                last()
             with self._held(range(len(self._writable)), window):
                 yield window
 
@@ -210,7 +234,7 @@ class Freezer:
                     try:
                         window.unfreezable = self.unfreezable
                         if attempt.holds:
-                            window.since = attempt.holds[-1].frozen
+                            window.since = max(hold.frozen for hold in attempt.holds)
                         yield window
                     finally:
                         self._thaw_all(attempt)
@@ -220,7 +244,7 @@ class Freezer:
                 raise FreezeBusy(
                     f"{attempt.busy.point} is frozen by another program",
                     hint="wait for it to end; if none is at work any more, thaw it: "
-                    f"fsfreeze --unfreeze {attempt.busy.point}",
+                    f"fsfreeze --unfreeze {shlex.quote(attempt.busy.ways[0].path)}",
                 )
             time.sleep(_BETWEEN)
         if window.broken:
@@ -239,8 +263,9 @@ class Freezer:
             self._watchdog.ensure()
             self._watchdog.arm()
             attempt.armed = time.monotonic()
-            for index in indices:
-                if index not in self._cannot and not self._freeze_one(index, attempt):
+            for group in self._groups(indices):
+                self._freeze_group(group, attempt)
+                if attempt.busy or attempt.broken:
                     break
         except BaseException:
             self._thaw_all(attempt)
@@ -253,8 +278,35 @@ class Freezer:
             )
         return attempt
 
-    def _freeze_one(self, index: int, attempt: _Attempt) -> bool:
-        """Freeze one; whether the next may be frozen."""
+    def _groups(self, indices: Sequence[int]) -> list[list[int]]:
+        """Return them in groups to be frozen at once: none in a group sits on another of it."""
+        groups: list[list[int]] = []
+        for index in indices:
+            if index in self._cannot:
+                continue
+            last = [self._writable[n] for n in groups[-1]] if groups else []
+            own = self._writable[index]
+            if not last or any(
+                own.device in each.sits_on or each.device in own.sits_on for each in last
+            ):
+                groups.append([])
+            groups[-1].append(index)
+        return groups
+
+    def _freeze_group(self, group: Sequence[int], attempt: _Attempt) -> None:
+        """Freeze these at once: each call mostly waits for the kernel's grace periods."""
+        if self._threads is None or len(group) == 1:
+            for index in group:
+                self._freeze_one(index, attempt)
+            return
+        calls = [self._threads.submit(self._freeze_one, index, attempt) for index in group]
+        # All have to have returned before any can be thawed.
+        errors = [error for call in calls if (error := call.exception()) is not None]
+        if errors:
+            raise errors[0]
+
+    def _freeze_one(self, index: int, attempt: _Attempt) -> None:
+        """Freeze one, or note why not."""
         filesystem, watchdog = self._writable[index], self._watchdog
         assert watchdog is not None
         watchdog.about(index)
@@ -272,13 +324,12 @@ class Freezer:
             watchdog.frozen(index)
             if self._late(attempt):
                 attempt.broken = f"freezing took more than {self.limit:g} s: it was given up"
-            return not attempt.broken
+            return
         watchdog.failed(index)
         if answer is Frozen.BUSY:
             attempt.busy = filesystem
-            return False
-        self._cannot.add(index)
-        return True
+        else:
+            self._cannot.add(index)
 
     def _late(self, attempt: _Attempt) -> bool:
         """Whether the watchdog has thawed by now, or is about to."""
@@ -323,7 +374,7 @@ class Freezer:
     def _fill_in(self, window: Window, attempt: _Attempt) -> None:
         window.broken = attempt.broken
         if attempt.holds:
-            window.until = attempt.holds[-1].thawing
+            window.until = min(hold.thawing for hold in attempt.holds)
         window.times = tuple(
             FreezeTime(
                 point=self._writable[hold.index].point,
@@ -335,6 +386,15 @@ class Freezer:
             )
             for hold in attempt.holds
         )
+
+
+def _started(count: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads are there already: none has to be made under a freeze."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="freeze")
+    barrier = threading.Barrier(count)
+    for call in [pool.submit(barrier.wait) for _ in range(count)]:
+        call.result()
+    return pool
 
 
 def _thaw(descriptor: int) -> bool:

@@ -65,10 +65,14 @@ class Stack:
     def filesystem_of(self, path: str | Path) -> str:
         """Return the filesystem a path lies on (links followed); nothing for none known.
 
-        Nothing is opened but the name: no device, no pipe, no dead network server's file.
+        Of what does not exist yet, the folder counts. Nothing is opened but the name: no
+        device, no pipe, no dead network server's file.
         """
+        path = Path(path)
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return self.filesystem_of(path.parent) if path.parent != path else ""
         except OSError:
             return ""
         try:

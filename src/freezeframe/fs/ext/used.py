@@ -12,6 +12,7 @@ that is taken whole.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import dataclass
 
@@ -114,7 +115,11 @@ def _journal_device(own: Superblock, size: int) -> UsedMap:
 def _map(reader: Reader, geometry: Geometry, *, live: bool) -> UsedMap:
     own = geometry.superblock
     descriptors = _Descriptors.read(reader, geometry, live=live)
-    notes = () if live else _look_at_journal(reader, geometry, descriptors)
+    notes: tuple[str, ...] = ()
+    # Looked at in a live one as well, whatever it says: what was read then is not to be read
+    # when it is frozen.
+    with contextlib.suppress(*((NotUnderstood,) if live else ())):
+        notes = _look_at_journal(reader, geometry, descriptors)
     metadata = _metadata(geometry, descriptors)
     if not live:
         _verify_unwritten(geometry, descriptors, metadata)

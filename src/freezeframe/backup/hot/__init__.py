@@ -1,0 +1,1 @@
+"""Hot processing: one point in time of disks in use, with a pause of milliseconds."""

@@ -1,0 +1,231 @@
+"""One disk of a hot image: what of it is stored, what must be, and what was written since.
+
+All sets are extents in bytes of the source. Three of them are the whole algebra:
+
+    want      what the image may need: in use by the last estimate, or written since
+    covered   what the image holds as the disk has it: read after its last mark was cleared
+    overlay   the same, but in memory
+
+What has to be read is `want - covered - overlay`. A mark takes its granule out of `covered`
+and `overlay` and puts it into `want`. On a disk in a million pieces that takes longer than a
+freeze may last, so marks are first kept as they are, and what is read for them in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freezeframe.block.base import Reader
+from freezeframe.block.overlay import GranuleOverlay
+from freezeframe.block.remembering import RememberingReader
+from freezeframe.block.salvage import read_salvaging
+from freezeframe.core.errors import UnreadableRange
+from freezeframe.core.extents import Extents
+from freezeframe.core.units import CHUNK, GRANULE
+from freezeframe.image.parent import ParentDisk
+from freezeframe.system.sysfs import Node
+
+Granules = NDArray[np.int64]
+
+#: Granules for which there is room beyond what is owed, before a freeze: 16 MiB.
+_SPARE = 256
+#: Granules read between two looks at the clock: 8 MiB.
+_BATCH = 128
+
+
+@dataclass(slots=True, eq=False)
+class HotDisk:
+    """A source that is imaged hot: a whole disk, a partition, or a volume."""
+
+    #: Its number in the image.
+    number: int
+    path: str
+    node: Node
+    #: Past the page cache.
+    reader: Reader
+    #: For the structures of filesystems.
+    memory: RememberingReader
+    overlay: GranuleOverlay
+    #: Bytes it may grow to.
+    memory_limit: int
+    #: What an earlier image has of it.
+    parent: ParentDisk | None = None
+    #: What is never kept: areas in use as swap.
+    never: Extents = field(default_factory=Extents.empty)
+    want: Extents = field(default_factory=Extents.empty)
+    #: What may be in use though the last estimate does not say so: written since the flush,
+    #: or found missing after a freeze.
+    recent: Extents = field(default_factory=Extents.empty)
+    covered: Extents = field(default_factory=Extents.empty)
+    #: Structures of filesystems that a view of a freeze lacked: remembered before the next.
+    structures: Extents = field(default_factory=Extents.empty)
+    #: What could not be read, zeros in the image.
+    unreadable: Extents = field(default_factory=Extents.empty)
+    #: Granules to be read into memory, ascending.
+    owed: Granules = field(default_factory=lambda: np.empty(0, np.int64))
+    #: Granules written to in the last freeze, in spite of it.
+    stirred: list[Granules] = field(default_factory=list)
+    #: Marks taken so far, and bytes read into the image or the overlay.
+    marks: int = 0
+    bytes_read: int = 0
+    #: Chunks that were stored since this image was begun.
+    copied: NDArray[np.bool_] = field(init=False)
+    #: Marks taken and not in the sets yet.
+    _deferred: list[Granules] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.copied = np.zeros(-(-self.reader.size // CHUNK), np.bool_)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.reader.size
+
+    # -- what was written ---------------------------------------------------------------
+
+    def marked(self, granules: Granules) -> None:
+        """Take note of marks, by granules of the source, before anything is read again.
+
+        Quick, whatever the disk holds: the sets are brought up to date by `account`.
+        """
+        granules = self._without_never(granules)
+        self.marks += len(granules)
+        if len(granules):
+            self._deferred.append(granules)
+            self.owed = np.union1d(self.owed, granules)
+
+    def account(self) -> None:
+        """Bring all sets up to date with the marks taken, and `owed` with the sets."""
+        self.overlay.discard(self.owed)
+        if self._deferred:
+            granules = np.unique(np.concatenate(self._deferred))
+            self._deferred.clear()
+            extents = Extents.from_blocks(granules, GRANULE).clip(0, self.size)
+            self.memory.forget(extents)
+            self.covered = self.covered - extents
+            self.require(extents)
+        self.owed = self.needed().units(GRANULE)
+
+    def require(self, extents: Extents) -> None:
+        """Want these bytes, whatever later estimates say."""
+        self.recent = self.recent | (extents - self.never)
+        self.want = self.want | (extents - self.never)
+
+    def estimate(self, used: Extents) -> None:
+        """Take an estimate of what is in use, in bytes, for what is worth copying."""
+        self.want = (used - self.never) | self.recent
+        self.owed = self.needed().units(GRANULE)
+
+    def take_from_parent(self, changed: Extents) -> Granules:
+        """Count on what the parent has and `changed` does not name; return the chunks to take."""
+        parent = self.parent
+        if parent is None:
+            return np.empty(0, np.int64)
+        numbers = np.flatnonzero(parent.usable)
+        taken = Extents.from_blocks(numbers, CHUNK).clip(0, self.size)
+        self.covered = (parent.used & taken) - changed
+        return numbers
+
+    def _without_never(self, granules: Granules) -> Granules:
+        """Leave out the granules that lie wholly in what is never kept."""
+        if not self.never or not len(granules):
+            return granules
+        starts, stops = self.never.starts, self.never.stops
+        place = np.searchsorted(starts, granules * GRANULE, "right") - 1
+        inside = (place >= 0) & ((granules + 1) * GRANULE <= stops[place])
+        return granules[~inside]
+
+    # -- what is to be read -------------------------------------------------------------
+
+    def needed(self) -> Extents:
+        """Return what the image may need and nobody has read since it was written."""
+        return self.want - self.covered - self.overlay.extents()
+
+    def stirred_extents(self) -> Extents:
+        """Return what was written to in spite of the last freeze, in bytes."""
+        if not self.stirred:
+            return Extents.empty()
+        return Extents.from_blocks(np.unique(np.concatenate(self.stirred)), GRANULE)
+
+    def add_unreadable(self, bad: Extents) -> None:
+        """Note bytes that are zeros in the image because the medium failed. Thread-safe."""
+        with self._lock:
+            self.unreadable = self.unreadable | bad
+
+    def stored(self, extents: Extents) -> None:
+        """Take note that the image holds just this of the chunks it touches."""
+        rewritten = Extents.from_blocks(extents.units(CHUNK), CHUNK)
+        self.covered = (self.covered - rewritten) | extents
+
+    def has_room(self) -> bool:
+        """Whether what is owed fits into memory; takes more of it where that is allowed.
+
+        Not in a freeze.
+        """
+        missing = self.overlay.missing_room(self.owed)
+        if missing or self.overlay.free < _SPARE:
+            wanted = (self.overlay.capacity + 2 * missing + 2 * _SPARE) * GRANULE
+            self.overlay.grow(min(wanted, self.memory_limit))
+            missing = self.overlay.missing_room(self.owed)
+        return not missing
+
+    # -- into memory --------------------------------------------------------------------
+
+    def read_owed(self, pool: Executor | None, until: float | None = None) -> bool:
+        """Read what is owed into the overlay; return whether all of it is there.
+
+        Stops at the time `until` (monotonic) or where there is no room. What the medium
+        fails to give is zeros, and noted.
+        """
+        owed, done = self.owed, 0
+        while done < len(owed):
+            if until is not None and time.monotonic() >= until:
+                break
+            batch = owed[done : done + _BATCH]
+            left = self._read(batch, pool)
+            done += len(batch) - len(left)
+            if len(left):
+                break
+        self.owed = owed[done:]
+        # What they held was written over.
+        self.overlay.discard(self.owed)
+        self.bytes_read += done * GRANULE
+        return not len(self.owed)
+
+    def _read(self, granules: Granules, pool: Executor | None) -> Granules:
+        room = len(granules) - self.overlay.missing_room(granules)
+        try:
+            # Those without room last, so that what is left is what follows.
+            self.overlay.read_granules(self.reader, granules[:room], pool)
+        except UnreadableRange:
+            return self._salvage(granules)
+        return granules[room:]
+
+    def _salvage(self, granules: Granules) -> Granules:
+        for place, granule in enumerate(granules.tolist()):
+            if self.overlay.missing_room(granules[place : place + 1]):
+                return granules[place:]
+            bad = read_salvaging(self.reader, granule * GRANULE, self.overlay.slot(granule))
+            self.add_unreadable(bad)
+        return granules[:0]
+
+    def overlay_by_chunk(self) -> dict[int, dict[int, memoryview]]:
+        """Return what is in memory: chunk → number of the granule within → its bytes."""
+        found: dict[int, dict[int, memoryview]] = {}
+        per_chunk = CHUNK // GRANULE
+        for granule in self.overlay.granules().tolist():
+            number, part = divmod(granule, per_chunk)
+            found.setdefault(number, {})[part] = self.overlay.view(granule)
+        return found
+
+    def overlay_stored(self) -> None:
+        """Take note that the image holds what was in memory, and free that."""
+        self.covered = self.covered | self.overlay.extents()
+        self.overlay.clear()
