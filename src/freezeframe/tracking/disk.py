@@ -10,6 +10,7 @@ from freezeframe.core.units import GRANULE
 from freezeframe.system import sysfs
 from freezeframe.system.disks import describe_source
 from freezeframe.system.sysfs import Node
+from freezeframe.tracking.shared import DRIVER_OTHER, DRIVER_SCSI, DRIVER_VIRTIO_BLK
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: Granules are counted in 32 bits.
@@ -93,13 +94,18 @@ def refuse_untrackable(node: Node, disk: TrackedDisk) -> None:
         )
 
 
-def asks_itself(node: Node) -> bool:
-    """Whether the driver makes passthrough requests of its own, all of them harmless.
+def driver_of(node: Node) -> int:
+    """Return whose passthrough requests the disk gets, a `DRIVER_…` of `shared`.
 
-    virtio_blk fetches the serial number that way each time sysfs is read, and has no other
-    request that brings data in but the report of zones (drivers/block/virtio_blk.c).
+    virtio_blk makes some itself, which change nothing (drivers/block/virtio_blk.c); those of
+    SCSI disks (SATA ones too) are known by their commands.
     """
-    return (node.folder / "device/driver").resolve().name == "virtio_blk"
+    device = node.folder / "device"
+    if (device / "driver").resolve().name == "virtio_blk":
+        return DRIVER_VIRTIO_BLK
+    if (device / "subsystem").resolve().name == "scsi":
+        return DRIVER_SCSI
+    return DRIVER_OTHER
 
 
 def merges_discards(node: Node) -> bool:
