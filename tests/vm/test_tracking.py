@@ -117,7 +117,7 @@ with tracked(scsi) as tracker:
         sg(scsi, bytes.fromhex(command), -3, bytes(length))
     sg(scsi, bytes(6), -1, b"")
     # A command of 16 bytes that carries an ATA one; a SCSI disk refuses it, and it was sent.
-    sg(scsi, bytes.fromhex("85082e00000000000000000000004fec")[:14] + bytes([0xEC, 0]), -3, bytes(512))
+    sg(scsi, bytes([0x85, 8, 0x2E] + 11 * [0] + [0xEC, 0]), -3, bytes(512))
     assert tracker.state().harmless >= 12, tracker.state()
     assert tracker.broken() == (), tracker.state()
     # One that carries a WRITE DMA is not let pass.
