@@ -241,6 +241,7 @@ def test_the_same_disk_is_the_same() -> None:
         replace(DISK, serial=""),
         replace(DISK, wwn="another"),
         replace(DISK, bio_based=True),
+        replace(DISK, shows="/another/file 0 0"),
     ],
 )
 def test_whatever_differs_is_said(other: TrackedDisk) -> None:

@@ -33,6 +33,8 @@ class TrackedDisk:
     wwn: str
     #: Whether it takes bios as they come (dm, md, zram) and has no requests.
     bio_based: bool
+    #: What a loop device shows: file, offset, length.
+    shows: str = ""
 
     @property
     def granules(self) -> int:
@@ -52,7 +54,14 @@ def describe(node: Node) -> TrackedDisk:
         serial=about.serial,
         wwn=about.wwn,
         bio_based=not (whole.folder / "mq").is_dir(),
+        shows=_shows(whole),
     )
+
+
+def _shows(node: Node) -> str:
+    loop = node.folder / "loop"
+    parts = (sysfs.read_text(loop / name) for name in ("backing_file", "offset", "sizelimit"))
+    return " ".join(parts).strip()
 
 
 def differences(before: TrackedDisk, now: TrackedDisk) -> tuple[str, ...]:
@@ -68,6 +77,8 @@ def differences(before: TrackedDisk, now: TrackedDisk) -> tuple[str, ...]:
         found.append(f"its serial number was {before.serial!r} and is {now.serial!r}")
     if before.wwn != now.wwn:
         found.append(f"its world-wide name was {before.wwn!r} and is {now.wwn!r}")
+    if before.shows != now.shows:
+        found.append(f"it showed {before.shows!r} and shows {now.shows!r}")
     if before.bio_based != now.bio_based:
         found.append("its driver is another one")
     return tuple(found)
