@@ -25,7 +25,7 @@ from freezeframe import tracking
 from freezeframe.core.units import GRANULE, MIB
 from freezeframe.system import sysfs
 from freezeframe.testing.tracking import (
-    DirectFile, changed_granules, content, drop_caches, ensure_mounts, node_of, tracked,
+    DirectFile, changed_granules, content, digests, drop_caches, ensure_mounts, node_of, tracked,
 )
 from freezeframe.tracking import Base, Distrust, changed_since, pinned, remember_base
 
@@ -164,12 +164,12 @@ for number in range(400):
 sh("sync")
 with tracked(nvme) as tracker:
     drop_caches(nvme)
-    before = content(nvme)
+    before = digests(nvme)
     for number in range(0, 400, 2):
         os.unlink(f"/m/{number}")
     sh("sync; sleep 1; umount /m")
     drop_caches(nvme)
-    changed = changed_granules(before, content(nvme))
+    changed = changed_granules(before, digests(nvme))
     marked = tracker.harvest()
     print("discarded", changed.size, "marked", marked.size)
     assert changed.size > 150
@@ -183,7 +183,7 @@ print("discards done")
 def test_real_drivers_on_a_debian_kernel() -> None:
     """virtio, SCSI and NVMe: writes, discards, what goes past the block layer."""
     disks = [LabDisk(256 * MIB), LabDisk(256 * MIB, "scsi"), LabDisk(320 * MIB, "nvme")]
-    said = run_in_lab(_KINDS, disks=disks, packages=_NEEDED, timeout=400)
+    said = run_in_lab(_KINDS, disks=disks, packages=_NEEDED, timeout=900)
     print(said)
     for part in ("kinds", "harmless", "passthrough", "discards"):
         assert f"{part} done" in said, said
@@ -258,7 +258,7 @@ print("zram done")
 
 
 def test_disks_made_of_others() -> None:
-    said = run_in_lab(_STACKED, disks=[96 * MIB] * 4, packages=_NEEDED, timeout=400)
+    said = run_in_lab(_STACKED, disks=[96 * MIB] * 4, packages=_NEEDED, timeout=900)
     print(said)
     for part in ("spliced", "lvm", "md", "zram"):
         assert f"{part} done" in said, said
@@ -315,7 +315,7 @@ print("nested done")
 def test_completions_that_interrupt_each_other() -> None:
     """Disks of four drivers at once: their completions come in tasks and in interrupts."""
     disks = [LabDisk(64 * MIB), LabDisk(64 * MIB, "scsi"), LabDisk(64 * MIB, "nvme")]
-    said = run_in_lab(_NESTED, disks=disks, packages=_NEEDED, timeout=400)
+    said = run_in_lab(_NESTED, disks=disks, packages=_NEEDED, timeout=900)
     print(said)
     assert "nested done" in said, said
 
