@@ -340,7 +340,7 @@ sh("mkdir /m; mount %s /m; cp -a /m/notes /run/freezeframe" % disk(1))
 node = node_of(disk(0))
 assert tracking.open_running(node) is None
 with tracking.start(node) as tracker:
-    assert "started anew" in tracker.record.replaced or "gone" in tracker.record.replaced
+    assert "machine was started anew" in tracker.record.replaced, tracker.record.replaced
     found = changed_since(tracker, "repo")
     assert isinstance(found, Distrust), found
     print(found.reasons)

@@ -35,17 +35,16 @@ _SIZE = 2 * GIB
 #: By its label, because the order of disks is not to be relied upon.
 _SOURCES = "lab-sources"
 
-# Errors and all go to the console, where the test reads them.
+# Errors and all go to a serial port of their own: on the console the kernel and a login
+# prompt write too.
 _SERVICE = f"""\
 [Unit]
 After=multi-user.target
 [Service]
 Type=oneshot
-StandardOutput=tty
-StandardError=tty
-TTYPath=/dev/ttyS0
-ExecStart=/bin/sh -c 'mkdir -p /run/lab; mount -o ro LABEL={_SOURCES} /run/lab; \
-echo "lab: begin"; cd /run; PYTHONPATH=/run/lab PYTHONUNBUFFERED=1 python3 /run/lab/script.py; \
+ExecStart=/bin/sh -c 'exec >/dev/ttyS1 2>&1; mkdir -p /run/lab; \
+mount -o ro LABEL={_SOURCES} /run/lab; cd /run; \
+PYTHONPATH=/run/lab PYTHONUNBUFFERED=1 python3 /run/lab/script.py; \
 echo "lab: exit=$$?"; systemctl --force --force poweroff'
 [Install]
 WantedBy=default.target
@@ -141,11 +140,11 @@ def run_in_lab(
     lab = lab_system()
     with tempfile.TemporaryDirectory(prefix="freezeframe-lab-") as temporary:
         folder = Path(temporary)
-        console = folder / "console"
+        console, output = folder / "console", folder / "output"
         command = [
             qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
             "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
-            "-serial", f"file:{console}",
+            "-serial", f"file:{console}", "-serial", f"file:{output}",
             "-kernel", str(lab.kernel), "-initrd", str(lab.initrd),
             "-append", "root=LABEL=lab-root rw console=ttyS0 panic=-1 quiet",
             *_drive(lab.disk, "root", "snapshot=on"),
@@ -154,11 +153,15 @@ def run_in_lab(
         for number, disk in enumerate(disks):
             command += _test_disk(folder, number, disk)
         ended = _run_machine(command, folder, timeout)
-        text = console.read_text(errors="replace") if console.exists() else ""
-    said = text.replace("\r", "").partition("lab: begin\n")[2]
+        said, booting = (
+            file.read_text(errors="replace").replace("\r", "") if file.exists() else ""
+            for file in (output, console)
+        )
     code = re.search(r"^lab: exit=(\d+)$", said, re.MULTILINE)
     if code is None or code[1] != "0":
-        raise ToolFailed("the script in the machine", int(code[1]) if code else -1, ended + text)
+        # What the script said last is what the error's one line shows.
+        told = f"{booting[-4000:]}\n{ended}\n{said[: code.start() if code else None]}"
+        raise ToolFailed("the script in the machine", int(code[1]) if code else -1, told)
     return said[: code.start()]
 
 

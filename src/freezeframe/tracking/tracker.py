@@ -320,5 +320,5 @@ def _doubts(places: Places, record: Record) -> tuple[str, ...]:
     try:
         state = _read_state(places)
     except OSError as error:
-        return (f"its marks are gone: {error.strerror}",)
+        return (*checks.identity_doubts(record), f"its marks are gone: {error.strerror}")
     return checks.doubts(record, places, state)
