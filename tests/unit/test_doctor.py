@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from freezeframe.app.doctor import examine
 from freezeframe.system.memory import available_memory
 from freezeframe.system.tools import packages
+from freezeframe.tracking import libbpf
 
 
 def test_every_tool_is_looked_for() -> None:
@@ -33,3 +36,17 @@ def test_a_machine_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory() -> None:
     assert available_memory() > 1 << 20
+
+
+def test_what_hot_processing_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["compiled tracker", "libbpf1", "BPF filesystem", "BTF", "rights to track"]
+    found = {finding.name: finding for finding in examine()}
+    assert set(names) <= found.keys()
+    monkeypatch.setattr(libbpf, "available", lambda: "libbpf.so.1 is missing")
+    monkeypatch.setattr("freezeframe.app.doctor.BTF", Path("/nonexistent"))
+    found = {finding.name: finding for finding in examine()}
+    assert found["libbpf1"].advice == "apt-get install libbpf1"
+    assert found["BTF"].state == "limited"
+    assert found["tracking of writes"].state == "missing"
+    assert "libbpf1" in found["tracking of writes"].detail
+    assert "BTF" not in found["tracking of writes"].detail
