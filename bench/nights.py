@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from freezeframe.app.backup import backup_offline
-from freezeframe.app.session import open_at
+from freezeframe.repo.repository import open_repository
+from freezeframe.store.open import open_store
 from freezeframe.core.progress import Silent
 from freezeframe.core.units import GIB, MIB
 from freezeframe.image import chunklist
@@ -58,7 +59,7 @@ class Kept:
     def image(self, device: str) -> None:
         """Image the device, as one run of the program does, and note what it cost."""
         before, cpu, wall = stored(self.folder), time.process_time(), time.perf_counter()
-        repository = open_at(str(self.folder), PASSWORD)
+        repository = open_repository(open_store(str(self.folder)), PASSWORD)
         result = backup_offline(repository, [device], Silent(), granular=self.granular)
         self.wall.append(time.perf_counter() - wall)
         self.cpu.append(time.process_time() - cpu)

@@ -16,7 +16,9 @@ from freezeframe.image import chunklist
 from freezeframe.image.parent import parent_disk
 from freezeframe.image.reader import ImageReader
 from freezeframe.repo.check import check
+from freezeframe.repo.pack import BlobKind
 from freezeframe.repo.repository import Repository, open_repository
+from freezeframe.store.base import Kind
 from freezeframe.store.local import LocalStore
 from freezeframe.testing.repositories import (
     PASSWORD,
@@ -150,3 +152,35 @@ def test_another_disk_in_the_same_place_is_stored_whole(disk: Path, tmp_path: Pa
     assert fine(image(repository, disk)) == []
     subprocess.run(["debugfs", "-w", "-R", "mkdir new", str(disk)], check=True, capture_output=True)
     assert fine(image(repository, disk)) != []
+
+
+def test_the_newest_image_that_can_be_read_is_built_upon(disk: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    repository = local_repository(folder)
+    image(repository, disk)
+    change(disk, MIB)
+    image(repository, disk)
+    change(disk, 2 * MIB)
+    newest = image(repository, disk)
+    assert fine(newest) == [1, 2]
+    # The root of the newest goes, and the pack of trees that it lies in.
+    root = newest.index.find(BlobKind.TREE, bytes.fromhex(newest.snapshot.tree))
+    assert root is not None
+    LocalStore(folder).remove(Kind.DATA, root.pack.hex())
+    told = Notes()
+    result = backup_offline(repository, [str(disk)], told, everything=True)
+    assert sum("not built upon" in note for note in told.notes) == 1
+    reader = ImageReader(repository, repository.load_index(), result.snapshot)
+    # As the image before knew it; the second changed chunk is known by its granules only.
+    assert fine(reader) == [1, 2]
+    assert restic(folder, "dump", reader.snapshot.id, DATA).stdout == disk.read_bytes()
+
+
+class Notes(Silent):
+    """Keeps what the administrator is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

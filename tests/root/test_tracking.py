@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
+import struct
 import subprocess
 import sys
 import time
@@ -239,6 +241,8 @@ def test_a_disk_without_requests(zram: str) -> None:
         assert taken(tracker) == wanted
         run(["blkdiscard", "-o", "1M", "-l", "4M", zram])
         assert taken(tracker) == granules_of(MIB, 4 * MIB)
+        remember_base(tracker, "repo", "image")
+        assert isinstance(changed_since(tracker, "repo"), Distrust)
         tracker.close()
         with pytest.raises(TrackingUnavailable, match="no BTF"):
             tracking.start(node_of(zram), force_classic=True)
@@ -394,6 +398,23 @@ def test_a_disk_that_changed_its_size(tmp_path: Path) -> None:
         found = changed_since(tracker, "repo")
         assert isinstance(found, Distrust)
         assert any("size" in reason for reason in found.reasons)
+
+
+def test_a_loop_device_that_shows_another_part_of_its_file(tmp_path: Path) -> None:
+    """The number of the disk stays, and so does its size."""
+    with tracked_loop(tmp_path / "disk", SIZE) as (device, tracker):
+        remember_base(tracker, "repo", "image")
+        assert isinstance(changed_since(tracker, "repo"), Base)
+        os.truncate(tmp_path / "disk", SIZE + MIB)
+        request, size = 0x4C04, 232  # LOOP_SET_STATUS64; offset and limit lie at 24 and 32
+        with DirectFile(device) as file:
+            status = bytearray(fcntl.ioctl(file.descriptor, 0x4C05, bytes(size)))
+            struct.pack_into("=QQ", status, 24, MIB, SIZE)
+            fcntl.ioctl(file.descriptor, request, bytes(status))
+        assert node_of(device).size == SIZE
+        found = changed_since(tracker, "repo")
+        assert isinstance(found, Distrust)
+        assert any("it showed" in reason for reason in found.reasons)
 
 
 def test_pins_that_were_removed_or_put_back(tmp_path: Path) -> None:

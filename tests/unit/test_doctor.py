@@ -12,6 +12,7 @@ from freezeframe.core.errors import TrackingUnavailable
 from freezeframe.shadow.filesystems import MountedFilesystem, OnDisks
 from freezeframe.system.memory import available_memory
 from freezeframe.system.tools import packages
+from freezeframe.tracking import libbpf
 
 
 def test_every_tool_is_looked_for() -> None:
@@ -75,3 +76,17 @@ def _mounted(point: str, kind: str, *, freezes: bool, read_only: bool = False) -
 
 def test_memory() -> None:
     assert available_memory() > 1 << 20
+
+
+def test_what_hot_processing_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["compiled tracker", "libbpf1", "BPF filesystem", "BTF", "rights to track"]
+    found = {finding.name: finding for finding in examine()}
+    assert set(names) <= found.keys()
+    monkeypatch.setattr(libbpf, "available", lambda: "libbpf.so.1 is missing")
+    monkeypatch.setattr("freezeframe.app.doctor.BTF", Path("/nonexistent"))
+    found = {finding.name: finding for finding in examine()}
+    assert found["libbpf1"].advice == "apt-get install libbpf1"
+    assert found["BTF"].state == "limited"
+    assert found["tracking of writes"].state == "missing"
+    assert "libbpf1" in found["tracking of writes"].detail
+    assert "BTF" not in found["tracking of writes"].detail

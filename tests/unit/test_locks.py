@@ -214,3 +214,32 @@ def test_a_damaged_lock_file_is_named(repository: Repository) -> None:
     repository.store.put(Kind.LOCKS, "0" * 64, [b"x" * 100])
     with pytest.raises(RepositoryDamaged, match="locks/0000"):
         repository.read_lock("0" * 64)
+
+
+class _Slow(MemoryStore):
+    """A store that takes long to write our lock: somebody else's is there when it is."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def put(self, kind: Kind, name: str, parts: Parts) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        super().put(kind, name, parts)
+
+
+def test_who_locked_while_ours_was_written_is_seen_before_anything_is_read() -> None:
+    store = _Slow()
+    repository = create_repository(store, PASSWORD)
+    store.meanwhile = lambda: foreign(repository, exclusive=True)
+    with pytest.raises(RepositoryLocked, match="locked exclusively by"), repository.lock().begun():
+        raise AssertionError("what is read here may be gone")
+    assert len(locks(repository)) == 1
+
+
+def test_a_lock_that_has_begun_is_settled_before_it_counts(repository: Repository) -> None:
+    with repository.lock().begun() as lock:
+        foreign(repository, exclusive=True)
+        with pytest.raises(RepositoryLocked, match="locked exclusively by"):
+            lock.settle()
+    assert len(locks(repository)) == 1

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from freezeframe.block.memory import MemoryBlocks
 from freezeframe.core.errors import FreezeframeError, NotUnderstood, RepositoryDamaged
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Silent
@@ -31,7 +32,9 @@ from freezeframe.repo.repository import Repository
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.repo.trees import Node, decode_tree, dir_node, encode_tree, file_node
 from freezeframe.repo.writer import BlobHandle, BlobWriter
-from freezeframe.restore.verify import verify_images
+from freezeframe.restore.execute import execute_restore
+from freezeframe.restore.plan import Target, plan_restore
+from freezeframe.restore.verify import verify_against, verify_images
 from freezeframe.store.base import Kind
 from freezeframe.testing.images import (
     SparseDisk,
@@ -245,6 +248,66 @@ def test_chunks_may_be_stored_finely_and_again_and_the_last_one_counts(
     assert fine_of(image) == [0, 3, 4]
     expected = {n: disk.chunks[n] for n in (0, 1, 4)} | {3: latest}
     assert read_image(image) == expected
+
+
+# -- reading fine chunks ----------------------------------------------------------------
+
+
+def fine_image(repository: Repository) -> tuple[ImageReader, SparseDisk]:
+    """A fine chunk with holes, a whole one, a chunk of zeros, a fine one that is short."""
+    rng = np.random.default_rng(2)
+    disk = SparseDisk(3 * MIB + 100_000, {n: rng.bytes(CHUNK) for n in range(2)})
+    disk.chunks[3] = rng.bytes(100_000)
+    chunk = bytearray(disk.chunks[0])
+    chunk[2 * GRANULE : 5 * GRANULE] = bytes(3 * GRANULE)
+    chunk[9 * GRANULE : 10 * GRANULE] = chunk[:GRANULE]  # one blob, twice
+    disk.chunks[0] = bytes(chunk)
+    image, _ = save_image(repository, disk, fine=(0, 3), threads=2, pack_size=300_000)
+    return image, disk
+
+
+@pytest.mark.parametrize("zero_unused", [False, True])
+def test_fine_chunks_are_restored_and_compared(repository: Repository, zero_unused: bool) -> None:
+    image, disk = fine_image(repository)
+    record = image.manifest.disks[0]
+    blobs = image.disk_blobs(record)
+    assert blobs.groups(np.flatnonzero(~blobs.zero)) == [
+        (0, 2), (5, 16), (16, 17), (18, 20),
+    ]  # fmt: skip
+    assert blobs.groups(np.arange(len(blobs.ids))) == [(0, 16), (16, 17), (17, 18), (18, 20)]
+    assert blobs.groups(np.empty(0, np.int64)) == []
+    whole = b"".join(disk.chunks.get(n, bytes(CHUNK)) for n in range(4))
+    target = MemoryBlocks(b"\xee" * disk.size)
+    plan = plan_restore(
+        "it", record, blobs, Target("t", disk.size, 512, blank=False), zero_unused=zero_unused
+    )
+    execute_restore(plan, image, blobs, target, Silent(), threads=2)
+    assert target.read_at(0, disk.size) == whole
+    assert verify_against(image, record, target, Silent(), threads=2) == []
+    target.write_at(3 * GRANULE, b"x")
+    target.write_at(3 * MIB + GRANULE, b"y")
+    found = verify_against(image, record, target, Silent(), threads=2)
+    assert [damage.start for damage in found] == [3 * GRANULE, 3 * MIB + GRANULE]
+
+
+def test_one_bad_granule_is_named_alone_and_not_restored(repository: Repository) -> None:
+    image, _ = fine_image(repository)
+    record = image.manifest.disks[0]
+    blobs = image.disk_blobs(record)
+    location = image.index.find(DATA, blobs.ids[7].tobytes())
+    assert location is not None
+    name = location.pack.hex()
+    data = bytearray(repository.store.get(Kind.DATA, name))
+    data[location.offset + 30] ^= 1
+    repository.store.remove(Kind.DATA, name)
+    repository.store.put(Kind.DATA, name, [data])
+    found = verify_images([image], Silent(), threads=2)
+    assert [(bad.start, bad.stop) for bad in found] == [(7 * GRANULE, 8 * GRANULE)]
+    with pytest.raises(RepositoryDamaged, match=blobs.ids[7].tobytes().hex()):
+        image.read_group(blobs, 5, 16)
+    assert len(image.read_group(blobs, 0, 7)) == 7 * GRANULE
+    with pytest.raises(RepositoryDamaged, match="no index"):
+        image.blobs.read_many(DATA, np.zeros((2, 32), np.uint8))
 
 
 # -- segments ---------------------------------------------------------------------------

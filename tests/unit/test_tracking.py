@@ -41,6 +41,8 @@ def test_the_two_sides_have_the_same_constants() -> None:
     assert 512 << told["GRANULE_SHIFT"] == GRANULE
     assert told["PAGE_GRANULES"] == shared.PAGE_GRANULES
     assert told["MOST_UNDER_WAY"] == shared.MOST_UNDER_WAY
+    for driver in ("DRIVER_OTHER", "DRIVER_VIRTIO_BLK", "DRIVER_SCSI"):
+        assert told[driver] == getattr(shared, driver)
     assert told["STATE_SIZE"] == shared.STATE_SIZE
     assert told["STATE_GENERATION"] == shared.STATE_GENERATION
 
@@ -54,7 +56,7 @@ def test_every_counter_is_read_from_its_place() -> None:
         data[offset] = 7
         state = shared.parse_state(data)
         assert getattr(state, name.removeprefix("STATE_").lower()) == 7, name
-        harmless = name in ("STATE_EVENTS", "STATE_OWN_QUERIES", "STATE_LAST_UNKNOWN")
+        harmless = name in ("STATE_EVENTS", "STATE_HARMLESS", "STATE_LAST_UNKNOWN")
         assert (state.broken() == ()) == harmless, name
     assert shared.parse_state(bytes(range(16)) + bytes(72)).generation == bytes(range(16)).hex()
 
@@ -239,6 +241,7 @@ def test_the_same_disk_is_the_same() -> None:
         replace(DISK, serial=""),
         replace(DISK, wwn="another"),
         replace(DISK, bio_based=True),
+        replace(DISK, shows="/another/file 0 0"),
     ],
 )
 def test_whatever_differs_is_said(other: TrackedDisk) -> None:

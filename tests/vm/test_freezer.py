@@ -214,6 +214,7 @@ with record_writer(Path("/var/records")) as writer:
     assert is_frozen(Path("/"))
     eventually(lambda: not is_frozen(Path("/")))
     writer.wait_for_more()
+    eventually(lambda: "the time was up" in sh("dmesg"))
     process.kill()
     process.wait()
 print("the kernel log:", sh("dmesg | grep 'freezeframe watchdog' || true").strip())
@@ -231,7 +232,7 @@ def test_every_stack_is_found_and_held() -> None:
 
 
 def test_the_root_filesystem_under_the_program_itself() -> None:
-    said = run_in_lab(_ROOT, packages=["msgspec"], timeout=300)
+    said = run_in_lab(_ROOT, packages=["msgspec"], timeout=600)
     print(said)
     assert "thawed after" in said
     assert "the program that froze it is gone" in said

@@ -61,6 +61,19 @@ class DiskBlobs:
     def _extents(self, keep: NDArray[np.bool_]) -> Extents:
         return Extents.from_arrays(self.starts[keep], (self.starts + self.lengths)[keep])
 
+    def groups(self, numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Join blob numbers (ascending) that are neighbours in one chunk: (first, stop) of each.
+
+        To be read and written in one go: a call for each granule costs more than its bytes.
+        """
+        if not len(numbers):
+            return []
+        chunk = self.starts[numbers] // CHUNK
+        breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(chunk) != 0)) + 1
+        firsts = numbers[np.append(0, breaks)]
+        lasts = numbers[np.append(breaks, len(numbers)) - 1]
+        return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+
     def touching(self, extents: Extents) -> NDArray[np.bool_]:
         """Flag the blobs that hold any byte of a set: bool, shape (n,)."""
         if not extents:
@@ -161,6 +174,23 @@ class ImageReader:
             bases.append(base)
             segments.append(known[key])
         return _assemble(bases, segments)
+
+    def read_group(self, blobs: DiskBlobs, first: int, stop: int) -> bytes:
+        """Return the bytes of the blobs `first` to before `stop`, neighbours on the disk.
+
+        What is known to be zeros is not read. Raises `RepositoryDamaged` naming the blob that
+        cannot be.
+        """
+        zero = blobs.zero[first:stop]
+        if stop - first == 1 and not zero[0]:
+            return self.blobs.read(BlobKind.DATA, blobs.ids[first].tobytes())
+        parts = [bytes(length) for length in blobs.lengths[first:stop].tolist()]
+        rows = np.flatnonzero(~zero)
+        if len(rows):
+            read = self.blobs.read_many(BlobKind.DATA, blobs.ids[rows + first])
+            for row, part in zip(rows.tolist(), read, strict=True):
+                parts[row] = part
+        return b"".join(parts)
 
     def segments(self, disk: DiskRecord, *, on_damage: OnDamage) -> Iterator[SegmentParts | None]:
         """Yield a disk's segments in order, as a next image may build on them.

@@ -131,6 +131,9 @@ class ChunkStore:
         length = min(CHUNK, target.size - number * CHUNK)
         count = -(-length // GRANULE)
         ids = target.fine.get(number)
+        if count == 1:  # a disk's last one: there is nothing to divide
+            self.put(disk, number, granules[0])
+            return
         if ids is None and len(granules) < count:
             old = target.ids[number].tobytes()
             whole = bytearray(length) if old == zero_id(length) else bytearray(content(old))
@@ -140,7 +143,7 @@ class ChunkStore:
             return
         fine = np.empty((count, 32), np.uint8) if ids is None else ids.copy()
         for part, data in granules.items():
-            blob_id = self._handle.put(BlobKind.DATA, data)
+            blob_id = self._handle.put(BlobKind.DATA, data, closely=True)
             fine[part] = np.frombuffer(blob_id, np.uint8)
         target.fine[number] = fine
         # Not known without reading all of it.
@@ -171,7 +174,9 @@ class ChunkStore:
             self._whole(disk, number, chunk)
             return
         parts = [chunk[start : start + GRANULE] for start in range(0, len(chunk), GRANULE)]
-        ids = [self._handle.put(BlobKind.DATA, part) for part in parts]
+        # Divided for the first time, most of it has not changed and never will.
+        again = number in disk.fine or (disk.parent is not None and number in disk.parent.fine)
+        ids = [self._handle.put(BlobKind.DATA, part, closely=again) for part in parts]
         disk.fine[number] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
 
 

@@ -156,6 +156,18 @@ class Columns:
             rows[number] = same.start if same else -1
         return rows
 
+    def found(self, rows: NDArray[np.int64]) -> Found:
+        """Return where the blobs of some rows lie, in the order given."""
+        plains, lengths = self.plains[rows].astype(np.int64), self.lengths[rows].astype(np.int64)
+        return Found(
+            np.ones(len(rows), np.bool_),
+            self.packs[rows],
+            self.offsets[rows].astype(np.int64),
+            lengths,
+            np.where(plains > 0, plains, np.maximum(lengths - OVERHEAD, 0)),
+            plains > 0,
+        )
+
     def ids(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the ids of some rows: uint8, shape (n, 32)."""
         joined = np.stack([column[rows] for column in self.keys], axis=1).astype(">u8")

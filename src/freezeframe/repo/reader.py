@@ -88,6 +88,25 @@ class BlobReader:
         uncompressed = location.plain_length if location.compressed else 0
         return self._open(blob_id, sealed, uncompressed, pack)
 
+    def read_many(self, kind: BlobKind, ids: NDArray[np.uint8]) -> list[bytes]:
+        """Return blobs by their ids (uint8, shape (n, 32)), in that order.
+
+        Those that lie close together in a pack are read in one go. All are in memory at
+        once. Errors as `read`.
+        """
+        found = self._index.find_many(kind, ids)
+        result: list[bytes] = [b""] * len(ids)
+        order = np.lexsort((found.offsets, found.packs))
+        for rows in np.split(order, np.flatnonzero(np.diff(found.packs[order])) + 1):
+            there = rows[found.present[rows]]
+            for row, plain in zip(
+                there.tolist(), self.read_run(kind, ids[there], found.take(there)), strict=True
+            ):
+                result[row] = plain
+        for row in np.flatnonzero(~found.present).tolist():
+            result[row] = self.read(kind, ids[row].tobytes())
+        return result
+
     def read_run(self, kind: BlobKind, ids: NDArray[np.uint8], found: Found) -> list[bytes]:
         """Return several blobs of one pack, read in as few pieces as may be.
 

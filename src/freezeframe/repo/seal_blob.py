@@ -11,6 +11,7 @@ from freezeframe.core.units import GRANULE
 from freezeframe.repo.compress import (
     NotCompressed,
     chunk_compressor,
+    close_compressor,
     decompress,
     decompressor,
     small_compressor,
@@ -59,19 +60,25 @@ class BlobSealer:
         self._sealer = Sealer(key)
         self._compressor = chunk_compressor(level)
         self._small_compressor = small_compressor(level)
+        self._close_compressor = close_compressor(level)
         self._decompressor = decompressor()
         self._every = decompress_every
         # The first blob of every thread is looked at.
         self._count = -1
 
-    def seal(self, plain: Buffer) -> SealedBlob:
-        """Return the blob sealed. Raises `FreezeframeError` where it does not open again."""
+    def seal(self, plain: Buffer, *, closely: bool = False) -> SealedBlob:
+        """Return the blob sealed. Raises `FreezeframeError` where it does not open again.
+
+        `closely`: a small one that is stored again and again, worth a closer look.
+        """
         body: Buffer = plain
         uncompressed = 0
         size = len(plain)
         if size > _TINY:
-            small = size <= GRANULE
-            frame = (self._small_compressor if small else self._compressor).compress(plain)
+            compressor = self._compressor
+            if size <= GRANULE:
+                compressor = self._close_compressor if closely else self._small_compressor
+            frame = compressor.compress(plain)
             if len(frame) <= size - size // _PAYS:
                 body, uncompressed = frame, size
         parts = self._sealer.seal(body)

@@ -340,19 +340,26 @@ class BlobHandle:
         """Return the id of a blob, 32 bytes: its SHA-256."""
         return hashlib.sha256(plain).digest()
 
-    def put(self, kind: BlobKind, plain: Buffer, blob_id: bytes | None = None) -> bytes:
+    def put(
+        self,
+        kind: BlobKind,
+        plain: Buffer,
+        blob_id: bytes | None = None,
+        *,
+        closely: bool = False,
+    ) -> bytes:
         """Store a blob unless it is known; return its id, 32 bytes.
 
         `plain` must not change during the call and is free again on return; `blob_id` is its
-        name, where the caller has it already. On return the blob is on its way, not durable:
-        that is what `flush` is for. Waits while the storage is slower than the caller. Raises
-        the writer's first failure.
+        name, where the caller has it already; `closely`, see `BlobSealer.seal`. On return the
+        blob is on its way, not durable: that is what `flush` is for. Waits while the storage
+        is slower than the caller. Raises the writer's first failure.
         """
         if blob_id is None:
             blob_id = self.name(plain)
         if self._writer.claim(kind, blob_id, len(plain)):
             try:
-                blob = self._sealer.seal(plain)
+                blob = self._sealer.seal(plain, closely=closely)
             except BaseException as error:
                 self._writer.fail(error)
                 raise

@@ -13,7 +13,6 @@ from freezeframe.core.progress import Progress
 from freezeframe.core.units import MIB
 from freezeframe.image.reader import DiskBlobs, ImageReader
 from freezeframe.layout.recreate import execute_recreate
-from freezeframe.repo.pack import BlobKind
 from freezeframe.restore.plan import RestorePlan
 from freezeframe.system.workers import run_workers
 
@@ -44,11 +43,11 @@ def execute_restore(
     numbers = np.flatnonzero(blobs.touching(data) & ~blobs.zero)
     written: list[int] = []
 
-    def make_worker() -> Callable[[int], None]:
+    def make_worker() -> Callable[[tuple[int, int]], None]:
         work = _Worker(plan, image, blobs, target, progress)
-        return lambda number: written.append(work(number))
+        return lambda group: written.append(work(*group))
 
-    run_workers(map(int, numbers), make_worker, threads=threads)
+    run_workers(blobs.groups(numbers), make_worker, threads=threads)
     if sum(written) != data.total:
         raise FreezeframeError(
             f"only {sum(written)} of {data.total} bytes were written to {target.name}",
@@ -79,7 +78,7 @@ def _steps(extents: Extents) -> Iterator[tuple[int, int]]:
 
 
 class _Worker:
-    """Writes one blob after the other."""
+    """Writes one group of blobs after the other."""
 
     def __init__(
         self,
@@ -95,13 +94,12 @@ class _Worker:
         self._target = target
         self._progress = progress
 
-    def __call__(self, number: int) -> int:
-        """Write what the plan wants of a blob; return how many bytes that were."""
-        start = int(self._blobs.starts[number])
-        parts = self._plan.write.clip(start, start + int(self._blobs.lengths[number]))
+    def __call__(self, first: int, stop: int) -> int:
+        """Write what the plan wants of some blobs; return how many bytes that were."""
+        start = int(self._blobs.starts[first])
+        data = memoryview(self._image.read_group(self._blobs, first, stop))
+        parts = self._plan.write.clip(start, start + len(data))
         shift = -self._plan.start
-        blob_id = self._blobs.ids[number].tobytes()
-        data = memoryview(self._image.blobs.read(BlobKind.DATA, blob_id))
         for low, high in parts:
             self._target.write_at(low + shift, data[low - start : high - start])
         self._progress.advance(parts.total)

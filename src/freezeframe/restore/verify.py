@@ -14,6 +14,7 @@ from freezeframe.block.salvage import read_salvaging
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
+from freezeframe.core.units import CHUNK
 from freezeframe.image.manifest import DiskRecord, RegionRecord
 from freezeframe.image.reader import DiskBlobs, ImageReader
 from freezeframe.repo.index import Columns
@@ -111,16 +112,31 @@ def _bad_blobs(
     progress.start("verify", int(columns.lengths[ordered].sum(dtype=np.int64)))
     bad: dict[int, str] = {}
 
-    def check(row: int) -> None:
-        blob_id = columns.ids(np.array([row]))[0].tobytes()
+    def check(group: NDArray[np.int64]) -> None:
+        ids = columns.ids(group)
         try:
-            image.blobs.read(BlobKind.DATA, blob_id)
-        except FreezeframeError as error:
-            bad[row] = error.message
-        progress.advance(int(columns.lengths[row]))
+            image.blobs.read_run(BlobKind.DATA, ids, columns.found(group))
+        except FreezeframeError:
+            for row, blob_id in zip(group.tolist(), ids, strict=True):
+                try:
+                    image.blobs.read(BlobKind.DATA, blob_id.tobytes())
+                except FreezeframeError as error:
+                    bad[row] = error.message
+        progress.advance(int(columns.lengths[group].sum(dtype=np.int64)))
 
-    run_workers(map(int, ordered), lambda: check, threads=threads)
+    run_workers(_together(columns, ordered), lambda: check, threads=threads)
     return bad
+
+
+def _together(columns: Columns, ordered: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Split rows, as they lie in the packs, into pieces that are read in one go.
+
+    A piece is of one pack and ends once it has a chunk's bytes.
+    """
+    packs = columns.packs[ordered]
+    for pack in np.split(ordered, np.flatnonzero(np.diff(packs)) + 1):
+        ends = np.cumsum(columns.lengths[pack], dtype=np.int64)
+        yield from np.split(pack, np.flatnonzero(np.diff((ends - 1) // CHUNK)) + 1)
 
 
 def verify_against(
@@ -156,10 +172,10 @@ def verify_against(
     found: list[tuple[int, int]] = []
     unreadable: list[tuple[int, int]] = []
 
-    def check(number: int) -> None:
-        low = int(blobs.starts[number])
-        parts = compare.clip(low, low + int(blobs.lengths[number]))
-        data = _blob(image, blobs, number)
+    def check(group: tuple[int, int]) -> None:
+        low = int(blobs.starts[group[0]])
+        data = image.read_group(blobs, *group)
+        parts = compare.clip(low, low + len(data))
         for first, last in parts:
             real = bytearray(last - first)
             bad = read_salvaging(device, first - start, memoryview(real))
@@ -170,7 +186,7 @@ def verify_against(
         progress.advance(parts.total)
 
     numbers = np.flatnonzero(blobs.touching(compare))
-    run_workers(map(int, numbers), lambda: check, threads=threads)
+    run_workers(blobs.groups(numbers), lambda: check, threads=threads)
     lost = Extents.of(unreadable)
     for extents, reason in (
         (Extents.of(found) - lost, f"differs from {device.name}"),
@@ -199,12 +215,6 @@ def merge(damage: Sequence[Damage]) -> list[Damage]:
         else:
             joined.append(item)
     return joined
-
-
-def _blob(image: ImageReader, blobs: DiskBlobs, number: int) -> bytes:
-    if blobs.zero[number]:
-        return bytes(int(blobs.lengths[number]))
-    return image.blobs.read(BlobKind.DATA, blobs.ids[number].tobytes())
 
 
 def _differing(one: bytes | bytearray, two: bytes) -> list[tuple[int, int]]:

@@ -17,7 +17,14 @@ from freezeframe.core.errors import FreezeBroken, FreezeBusy, FreezeError
 from freezeframe.shadow.filesystems import MountedFilesystem, open_filesystem
 from freezeframe.shadow.quiet import locked_memory, quiet
 from freezeframe.shadow.watchdog import Watchdog
-from freezeframe.system.freeze import Frozen, freeze, sync_filesystem, thaw
+from freezeframe.system.freeze import (
+    Frozen,
+    expedite,
+    expedited,
+    freeze,
+    sync_filesystem,
+    thaw,
+)
 from freezeframe.system.interrupt import deferred
 
 #: Seconds between tries where somebody else has frozen a filesystem.
@@ -228,7 +235,7 @@ class Freezer:
         """Freeze these, in this order; thaw them in the reverse one."""
         patience = time.monotonic() + self._patience
         while True:
-            with deferred(), quiet():
+            with deferred(), quiet(), self._haste():
                 attempt = self._freeze_all(indices)
                 if not attempt.busy:
                     try:
@@ -253,6 +260,28 @@ class Freezer:
                 hint="what was read meanwhile is not used; make the image when the machine is "
                 "less busy, or allow a longer pause",
             )
+
+    @contextmanager
+    def _haste(self) -> Iterator[None]:
+        """Within, the kernel hurries where it waits for readers (RCU).
+
+        A freeze takes three such waits, of some 10 ms each, and writers are held up for two
+        of them: hurried, a writer waited for 15 ms instead of 41. It costs other processors
+        an interrupt. The watchdog sets it back should this program be killed.
+        """
+        before = expedited() if self._watchdog is not None else ""
+        if before != "0" or self._watchdog is None:
+            yield
+            return
+        self._watchdog.hurried(before)
+        try:
+            with contextlib.suppress(OSError):
+                expedite("1")
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                expedite(before)
+            self._watchdog.calmed()
 
     def _freeze_all(self, indices: Sequence[int]) -> _Attempt:
         """Freeze what can be; where one fails, thaw the others and raise why."""
@@ -343,6 +372,8 @@ class Freezer:
         # What the watchdog has thawed may have been frozen by somebody else since.
         already = set(watchdog.ask()) if self._late(attempt) else set()
         failed: list[str] = []
+        # Those frozen at once came in any order.
+        attempt.holds.sort(key=lambda hold: hold.index)
         for hold in reversed(attempt.holds):
             hold.thawing = time.monotonic()
             filesystem = self._writable[hold.index]

@@ -140,6 +140,17 @@ class Watchdog:
         with contextlib.suppress(FreezeError):
             self._tell(f"thawed {index}")
 
+    def hurried(self, before: str) -> None:
+        """Say that the kernel is told to hurry, and what to set it back to if we die."""
+        with contextlib.suppress(FreezeError):
+            self.ensure()
+            self._tell(f"hurried {int(before)}")
+
+    def calmed(self) -> None:
+        """Say that it was set back by us."""
+        with contextlib.suppress(FreezeError):
+            self._tell("calmed")
+
     def disarm(self) -> tuple[int, ...]:
         """Stop the clock; return what the watchdog thawed since `arm`.
 

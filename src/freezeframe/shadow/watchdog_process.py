@@ -10,7 +10,8 @@ child: a thaw may hang (on a suspended volume, on a filesystem beneath that some
 froze), and must not keep the others from being thawed.
 
 Messages, one a packet; N is the index of a filesystem:
-    in   `arm`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`, `disarm`, `ask`
+    in   `arm`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`, `disarm`, `ask`,
+         `hurried 0|1` (what to set rcu_expedited back to), `calmed`
     out  `ready 0|1` (memory locked), and to `disarm` and `ask`: `thawed N …`, since `arm`
 """
 
@@ -59,6 +60,9 @@ class Watch:
         self._thawed: list[int] = []
         self._children: dict[int, int] = {}
         self._deadline: float | None = None
+        #: What to set `rcu_expedited` back to; nothing where the program did not change it.
+        self._calm = ""
+        self._why = ""
         self._log = -1
         with contextlib.suppress(OSError):
             self._log = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
@@ -93,6 +97,10 @@ class Watch:
                 self._announced[index] = True
         elif word in ("failed", "thawed"):
             self._announced.pop(index, None)
+        elif word == "hurried":
+            self._calm = number
+        elif word == "calmed":
+            self._calm = ""
         elif word in ("disarm", "ask"):
             self._reap()
             if word == "disarm":
@@ -106,6 +114,7 @@ class Watch:
         What is only about to be frozen may wait for just those. It is tried again and again,
         by whoever calls this, until the program tells how the call ended.
         """
+        self._why = why
         self._reap()
         announced = list(self._announced.items())
         certain = [index for index, returned in reversed(announced) if returned]
@@ -117,11 +126,14 @@ class Watch:
             while index in self._children and time.monotonic() < patience:
                 time.sleep(0.0005)
                 self._reap()
-            if index in self._thawed:
-                self._say(f"{self._names[index]} was thawed: {why}")
 
     def finish(self) -> None:
         """Thaw what the program left frozen: it is gone, and with it every freeze call."""
+        if self._calm:
+            with contextlib.suppress(OSError):
+                switch = os.open("/sys/kernel/rcu_expedited", os.O_WRONLY | os.O_CLOEXEC)
+                os.write(switch, self._calm.encode())
+                os.close(switch)
         patience = time.monotonic() + _LAST_WAIT
         self.thaw_all("the program that froze it is gone")
         while self._children or any(self._announced.values()):
@@ -159,6 +171,7 @@ class Watch:
             code = os.waitstatus_to_exitcode(status)
             if code == _THAWED:
                 self._thawed.append(index)
+                self._say(f"{self._names[index]} was thawed: {self._why}")
                 self._announced.pop(index, None)
             elif code == _NOT_FROZEN and self._announced.get(index):
                 # It was frozen, and is not: somebody thawed it before us.

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 from enum import Enum
+from pathlib import Path
 
 _FIFREEZE = 0xC0045877  # _IOWR('X', 119, int)
 #: Also for the watchdog's process, which imports nothing of ours.
@@ -84,3 +85,20 @@ def btrfs_uuid(descriptor: int) -> str:
         text = answer[_BTRFS_UUID].hex()
         return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
     return ""
+
+
+#: Whether the kernel is to wait for its readers with haste (Documentation/RCU).
+EXPEDITED = Path("/sys/kernel/rcu_expedited")
+
+
+def expedited() -> str:
+    """Return what `EXPEDITED` says, `0` or `1`; nothing where the kernel has no such switch."""
+    try:
+        return EXPEDITED.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def expedite(value: str) -> None:
+    """Set the switch. Raises `OSError`."""
+    EXPEDITED.write_text(value, encoding="ascii")

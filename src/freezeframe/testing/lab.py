@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import freezeframe
 from freezeframe.core.errors import ToolFailed, ToolMissing
@@ -27,7 +28,8 @@ from freezeframe.testing import machine
 
 _PACKAGES = (
     "systemd-sysv,udev,kmod,initramfs-tools,linux-image-cloud-amd64,python3,util-linux,fdisk,"
-    "e2fsprogs,xfsprogs,btrfs-progs,dosfstools,lvm2,thin-provisioning-tools,cryptsetup-bin,mdadm"
+    "e2fsprogs,xfsprogs,btrfs-progs,dosfstools,lvm2,thin-provisioning-tools,cryptsetup-bin,mdadm,"
+    "libbpf1"
 )
 _SIZE = 2 * GIB
 #: By its label, because the order of disks is not to be relied upon.
@@ -47,6 +49,21 @@ echo "lab: exit=$$?"; systemctl --force --force poweroff'
 [Install]
 WantedBy=default.target
 """
+
+
+Bus = Literal["virtio", "nvme", "scsi"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabDisk:
+    """A disk of the machine's, found by its serial number, `disk0` and so on."""
+
+    #: In bytes; counts where there is no file yet.
+    size: int
+    #: How it is attached: /dev/disk/by-id/virtio-…, nvme-QEMU_NVMe_Ctrl_…, scsi-0QEMU_…
+    bus: Bus = "virtio"
+    #: Where it lies and stays; thrown away in the end where that is not told.
+    file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +122,16 @@ def _make_disk(disk: Path, root: Path, size: int, label: str) -> None:
 def run_in_lab(
     script: str,
     *,
-    disks: Sequence[int] = (),
+    disks: Sequence[int | LabDisk] = (),
     packages: Sequence[str] = (),
     timeout: float = 300,
 ) -> str:
     """Run a script in a fresh machine and return what it printed.
 
     It finds freezeframe, and `packages` of the testing machine's own Python (`numpy`), in
-    its path; blank disks of so many bytes each by `/dev/disk/by-id/virtio-disk0` and so on.
-    All disks are thrown away in the end, its root too. Raises `ToolMissing`; `ToolFailed`
+    its path; blank disks of so many bytes each by `/dev/disk/by-id/virtio-disk0` and so on,
+    or as `LabDisk` tells. All disks are thrown away in the end, its root too, except those
+    that lie in a file of the caller's. Raises `ToolMissing`; `ToolFailed`
     with all it printed where the script fails, or has not ended after `timeout` seconds.
     """
     qemu = which("qemu-system-x86_64")
@@ -132,11 +150,8 @@ def run_in_lab(
             *_drive(lab.disk, "root", "snapshot=on"),
             *_drive(_sources(folder, script, packages), "sources", "snapshot=on"),
         ]  # fmt: skip
-        for number, size in enumerate(disks):
-            blank = folder / f"disk{number}"
-            blank.touch()
-            os.truncate(blank, size)
-            command += _drive(blank, f"disk{number}", "cache=unsafe")
+        for number, disk in enumerate(disks):
+            command += _test_disk(folder, number, disk)
         ended = _run_machine(command, folder, timeout)
         said, booting = (
             file.read_text(errors="replace").replace("\r", "") if file.exists() else ""
@@ -150,11 +165,29 @@ def run_in_lab(
     return said[: code.start()]
 
 
-def _drive(path: Path, serial: str, options: str) -> list[str]:
-    return [
-        "-drive", f"file={path},format=raw,if=none,id={serial},{options}",
-        "-device", f"virtio-blk-pci,drive={serial},serial={serial}",
-    ]  # fmt: skip
+def _test_disk(folder: Path, number: int, disk: int | LabDisk) -> list[str]:
+    """Make a blank disk where there is none, and return QEMU's options for it."""
+    wanted = LabDisk(disk) if isinstance(disk, int) else disk
+    path = wanted.file or folder / f"disk{number}"
+    if not path.exists():
+        path.touch()
+        os.truncate(path, wanted.size)
+    return _drive(path, f"disk{number}", "cache=unsafe,discard=unmap", wanted.bus)
+
+
+#: The device of each kind of disk; SCSI has one host each.
+_BUSES = {
+    "virtio": ("virtio-blk-pci,drive={0},serial={0}",),
+    "nvme": ("nvme,drive={0},serial={0}",),
+    "scsi": ("virtio-scsi-pci,id=host-{0}", "scsi-hd,bus=host-{0}.0,drive={0},serial={0}"),
+}
+
+
+def _drive(path: Path, serial: str, options: str, bus: Bus = "virtio") -> list[str]:
+    arguments = ["-drive", f"file={path},format=raw,if=none,id={serial},{options}"]
+    for device in _BUSES[bus]:
+        arguments += ["-device", device.format(serial)]
+    return arguments
 
 
 def _sources(folder: Path, script: str, packages: Sequence[str]) -> Path:

@@ -59,4 +59,11 @@ def lasting_doubts(record: Record) -> tuple[str, ...]:
             "this kernel has no BTF: its classic tracepoint may leave out a write while another "
             "program is at work, and older kernels do not count that",
         )
+    node = sysfs.node_of_number(record.disk.number)
+    if record.mode == "bios" or (node is not None and node.slaves()):
+        # dm gets another table, a snapshot is merged, zram is reset: other content, no write.
+        return (
+            f"the content of {record.disk.name} may be exchanged beneath it without a write to it: "
+            "only the disks it is made of are trusted",
+        )
     return ()

@@ -10,6 +10,7 @@ from freezeframe.core.units import GRANULE
 from freezeframe.system import sysfs
 from freezeframe.system.disks import describe_source
 from freezeframe.system.sysfs import Node
+from freezeframe.tracking.shared import DRIVER_OTHER, DRIVER_SCSI, DRIVER_VIRTIO_BLK
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: Granules are counted in 32 bits.
@@ -32,6 +33,8 @@ class TrackedDisk:
     wwn: str
     #: Whether it takes bios as they come (dm, md, zram) and has no requests.
     bio_based: bool
+    #: What a loop device shows: file, offset, length.
+    shows: str = ""
 
     @property
     def granules(self) -> int:
@@ -51,7 +54,14 @@ def describe(node: Node) -> TrackedDisk:
         serial=about.serial,
         wwn=about.wwn,
         bio_based=not (whole.folder / "mq").is_dir(),
+        shows=_shows(whole),
     )
+
+
+def _shows(node: Node) -> str:
+    loop = node.folder / "loop"
+    parts = (sysfs.read_text(loop / name) for name in ("backing_file", "offset", "sizelimit"))
+    return " ".join(parts).strip()
 
 
 def differences(before: TrackedDisk, now: TrackedDisk) -> tuple[str, ...]:
@@ -67,6 +77,8 @@ def differences(before: TrackedDisk, now: TrackedDisk) -> tuple[str, ...]:
         found.append(f"its serial number was {before.serial!r} and is {now.serial!r}")
     if before.wwn != now.wwn:
         found.append(f"its world-wide name was {before.wwn!r} and is {now.wwn!r}")
+    if before.shows != now.shows:
+        found.append(f"it showed {before.shows!r} and shows {now.shows!r}")
     if before.bio_based != now.bio_based:
         found.append("its driver is another one")
     return tuple(found)
@@ -93,13 +105,18 @@ def refuse_untrackable(node: Node, disk: TrackedDisk) -> None:
         )
 
 
-def asks_itself(node: Node) -> bool:
-    """Whether the driver makes passthrough requests of its own, all of them harmless.
+def driver_of(node: Node) -> int:
+    """Return whose passthrough requests the disk gets, a `DRIVER_…` of `shared`.
 
-    virtio_blk fetches the serial number that way each time sysfs is read, and has no other
-    request that brings data in but the report of zones (drivers/block/virtio_blk.c).
+    virtio_blk makes some itself, which change nothing (drivers/block/virtio_blk.c); those of
+    SCSI disks (SATA ones too) are known by their commands.
     """
-    return (node.folder / "device/driver").resolve().name == "virtio_blk"
+    device = node.folder / "device"
+    if (device / "driver").resolve().name == "virtio_blk":
+        return DRIVER_VIRTIO_BLK
+    if (device / "subsystem").resolve().name == "scsi":
+        return DRIVER_SCSI
+    return DRIVER_OTHER
 
 
 def merges_discards(node: Node) -> bool:

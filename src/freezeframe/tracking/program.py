@@ -10,7 +10,7 @@ from pathlib import Path
 from freezeframe.core.errors import TrackingUnavailable
 from freezeframe.system.sysfs import Node
 from freezeframe.tracking import classic, libbpf, pinned
-from freezeframe.tracking.disk import TrackedDisk, asks_itself, boot_id, merges_discards
+from freezeframe.tracking.disk import TrackedDisk, boot_id, driver_of, merges_discards
 from freezeframe.tracking.record import Places, Record, as_noted, write_note
 from freezeframe.tracking.shared import (
     MOST_UNDER_WAY,
@@ -53,7 +53,7 @@ def load(
         "disk_major": major,
         "disk_minor": minor,
         "granules": disk.granules,
-        "own_queries": int(asks_itself(node)),
+        "driver": driver_of(node),
     }
     if mode == "classic":
         constants |= classic.offsets().constants()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 PAGE_GRANULES = 4096
 #: Bios of a bio-based disk that may be under way at once.
 MOST_UNDER_WAY = 65536
+#: Whose passthrough requests can be told apart.
+DRIVER_OTHER, DRIVER_VIRTIO_BLK, DRIVER_SCSI = range(3)
 STATE_GENERATION = 0
 STATE_SIZE = 88
 _COUNTERS = struct.Struct("=16s9Q")
@@ -27,8 +29,8 @@ class State:
     events: int
     #: Requests that tell no place: SG_IO, NVMe passthrough.
     passthrough: int
-    #: Requests of that kind that the driver makes itself and that change nothing.
-    own_queries: int
+    #: Requests of that kind that are known to change nothing: udev's, smartd's, the driver's own.
+    harmless: int
     #: Writes past the end the disk had when tracking started.
     beyond: int
     #: Operations nobody here knows.

@@ -206,8 +206,9 @@ def start(node: Node, *, force_classic: bool = False) -> Tracker:
     """Track the whole disk a node is or is on; opens the tracker that runs, if it can be believed.
 
     One that cannot (a loop device's number used again, a passthrough write) is replaced, and
-    with it goes what increments stood on. `force_classic` takes the way of kernels without
-    BTF, for tests. Raises `TrackingUnavailable`, `TrackingBusy`.
+    with it goes what increments stood on. Writes under way at that moment may have no mark:
+    flush (freeze and thaw) before anything is read that shall count. `force_classic` takes
+    the way of kernels without BTF, for tests. Raises `TrackingUnavailable`, `TrackingBusy`.
     """
     disk = describe(node)
     refuse_untrackable(node.whole, disk)
@@ -319,5 +320,5 @@ def _doubts(places: Places, record: Record) -> tuple[str, ...]:
     try:
         state = _read_state(places)
     except OSError as error:
-        return (f"its marks are gone: {error.strerror}",)
+        return (*checks.identity_doubts(record), f"its marks are gone: {error.strerror}")
     return checks.doubts(record, places, state)

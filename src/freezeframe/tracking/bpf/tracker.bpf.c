@@ -43,9 +43,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const volatile __u32 disk_major = 0;
 const volatile __u32 disk_minor = 0;
 const volatile __u64 granules = 0;
-/* The driver itself asks the device by passthrough requests that bring data in and are
- * known to change nothing (virtio_blk: its serial number, each time sysfs is read). */
-const volatile __u32 own_queries = 0;
+/* Whose passthrough requests these are, for some are known to change nothing. */
+const volatile __u32 driver = DRIVER_OTHER;
 /* Offsets in the record of the classic tracepoint, from tracefs. */
 const volatile __u32 at_dev = 0;
 const volatile __u32 at_sector = 0;
@@ -90,6 +89,12 @@ struct request {
 	struct bio *bio;
 };
 
+/* Lies right behind its request. An array since "scsi: core: Remove struct scsi_request"
+ * (ce70fd9a551a); a pointer before, which does not match and so does not exist. */
+struct scsi_cmnd {
+	unsigned char cmnd[32];
+};
+
 /* Before "block: remove the ->rq_disk field in struct request" (f3fa33acca9f). */
 struct request___before {
 	struct gendisk *rq_disk;
@@ -129,7 +134,7 @@ struct state {
 	/* About how many writes were marked: not atomic, for nothing hangs on it. */
 	__u64 events;
 	__u64 passthrough;
-	__u64 own_queries;
+	__u64 harmless;
 	__u64 beyond;
 	__u64 unknown;
 	__u64 nested;
@@ -308,6 +313,81 @@ static __always_inline int changes_nothing(__u32 op)
 	       op == bpf_core_enum_value(enum req_op, REQ_OP_FLUSH);
 }
 
+/* ATA commands inside of SCSI ones that leave every sector as it is (ACS-4): what udev,
+ * smartd and hdparm ask. */
+static __always_inline int is_harmless_ata(__u8 command)
+{
+	switch (command) {
+	case 0x2f: /* READ LOG EXT */
+	case 0x47: /* READ LOG DMA EXT */
+	case 0xa1: /* IDENTIFY PACKET DEVICE */
+	case 0xb0: /* SMART */
+	case 0xe0: /* STANDBY IMMEDIATE */
+	case 0xe1: /* IDLE IMMEDIATE */
+	case 0xe2: /* STANDBY */
+	case 0xe3: /* IDLE */
+	case 0xe5: /* CHECK POWER MODE */
+	case 0xe7: /* FLUSH CACHE */
+	case 0xea: /* FLUSH CACHE EXT */
+	case 0xec: /* IDENTIFY DEVICE */
+		return 1;
+	}
+	return 0;
+}
+
+/* SCSI commands that leave every block as it is (SPC-4, SBC-3). udev asks for the name of a
+ * disk whenever somebody has closed it after writing, and smartd all day long. */
+static __always_inline int is_harmless_scsi(const __u8 *cdb)
+{
+	switch (cdb[0]) {
+	case 0x00: /* TEST UNIT READY */
+	case 0x03: /* REQUEST SENSE */
+	case 0x08: /* READ (6) */
+	case 0x12: /* INQUIRY */
+	case 0x1a: /* MODE SENSE (6) */
+	case 0x1b: /* START STOP UNIT */
+	case 0x1c: /* RECEIVE DIAGNOSTIC RESULTS */
+	case 0x1e: /* PREVENT ALLOW MEDIUM REMOVAL */
+	case 0x25: /* READ CAPACITY (10) */
+	case 0x28: /* READ (10) */
+	case 0x35: /* SYNCHRONIZE CACHE (10) */
+	case 0x4d: /* LOG SENSE */
+	case 0x5a: /* MODE SENSE (10) */
+	case 0x5e: /* PERSISTENT RESERVE IN */
+	case 0x88: /* READ (16) */
+	case 0x91: /* SYNCHRONIZE CACHE (16) */
+	case 0x9e: /* SERVICE ACTION IN (16): READ CAPACITY, GET LBA STATUS */
+	case 0xa0: /* REPORT LUNS */
+	case 0xa2: /* SECURITY PROTOCOL IN */
+	case 0xa3: /* MAINTENANCE IN */
+	case 0xa8: /* READ (12) */
+		return 1;
+	case 0x85: /* ATA PASS-THROUGH (16) */
+		return is_harmless_ata(cdb[14]);
+	case 0xa1: /* ATA PASS-THROUGH (12) */
+		return is_harmless_ata(cdb[9]);
+	}
+	return 0;
+}
+
+static __noinline int is_harmless(struct request *rq, __u32 op, __u32 bytes)
+{
+	__u8 cdb[16] = {};
+	const void *command;
+
+	/* virtio_blk fetches the serial number so, each time sysfs is read, and has no other
+	 * request that brings data in but the report of zones. */
+	if (driver == DRIVER_VIRTIO_BLK)
+		return op == bpf_core_enum_value(enum req_op, REQ_OP_DRV_IN) && bytes;
+	if (driver != DRIVER_SCSI || !bpf_core_field_exists(struct scsi_cmnd, cmnd))
+		return 0;
+	command = (const void *)rq + bpf_core_type_size(struct request) +
+		  bpf_core_field_offset(struct scsi_cmnd, cmnd);
+	if (bpf_probe_read_kernel(cdb, sizeof(cdb), command))
+		return 0;
+	return is_harmless_scsi(cdb);
+}
+
 /* Returns whether something was marked. */
 static __noinline int completed(struct request *rq, __u32 bytes)
 {
@@ -319,13 +399,13 @@ static __noinline int completed(struct request *rq, __u32 bytes)
 		return 0;
 	/* Sector -1: neither a read nor a write of the block layer. Before 5.15 SCSI had
 	 * operations of its own below DRV_IN; those have no sector either. */
-	if (op == bpf_core_enum_value(enum req_op, REQ_OP_DRV_IN) && own_queries && bytes) {
-		COUNT(s, own_queries);
-		return 0;
-	}
 	if (op >= bpf_core_enum_value(enum req_op, REQ_OP_DRV_IN) || sector == ~0ULL) {
 		/* A flush has no place either, and needs none. */
-		if (!changes_nothing(op))
+		if (changes_nothing(op))
+			return 0;
+		if (is_harmless(rq, op, bytes))
+			COUNT(s, harmless);
+		else
 			COUNT(s, passthrough);
 		return 0;
 	}
@@ -515,8 +595,9 @@ int classic(void *record)
 	if (sector == ~0ULL) {
 		if (rwbs[0] == 'F')
 			return 0;
-		if (own_queries)
-			COUNT(s, own_queries);
+		/* It has no other kind; of others the record does not tell the command. */
+		if (driver == DRIVER_VIRTIO_BLK)
+			COUNT(s, harmless);
 		else
 			COUNT(s, passthrough);
 		return 0;

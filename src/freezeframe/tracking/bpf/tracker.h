@@ -18,10 +18,14 @@
 /* task, softirq, hardirq: how deep completions nest on one processor. */
 #define DEEPEST 3
 
+#define DRIVER_OTHER 0
+#define DRIVER_VIRTIO_BLK 1
+#define DRIVER_SCSI 2
+
 #define STATE_GENERATION 0
 #define STATE_EVENTS 16
 #define STATE_PASSTHROUGH 24
-#define STATE_OWN_QUERIES 32
+#define STATE_HARMLESS 32
 #define STATE_BEYOND 40
 #define STATE_UNKNOWN 48
 #define STATE_NESTED 56
