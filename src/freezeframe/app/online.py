@@ -138,7 +138,9 @@ def backup_online(
             decompressed_one_in=decompress_every,
         )
         records = tuple(
-            disk_record(plan, disk.unreadable, states)
+            msgspec.structs.replace(
+                disk_record(plan, disk.unreadable, states), start=disk.node.start
+            )
             for plan, disk, states in zip(result.plans, disks, result.states, strict=True)
         )
         hot = _hot_proof(result.proof, disks, trust)
@@ -281,9 +283,10 @@ def _find_bases(
             try:
                 image = ImageReader(repository, index, shot)
                 # The tracker vouches for the disk itself; what of it was imaged is told here.
+                # The start, too: a partition may have been given another's number and size.
+                wanted = (disk.path, disk.size, disk.node.start)
                 record = next(
-                    (r for r in image.manifest.disks if (r.path, r.size) == (disk.path, disk.size)),
-                    None,
+                    (r for r in image.manifest.disks if (r.path, r.size, r.start) == wanted), None
                 )
                 reason = f"its last image ({shot.short_id}) is of other devices"
                 if record is not None:

@@ -99,6 +99,8 @@ class DiskRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: The device or file it was read from.
     path: str
     size: int
+    #: Where a partition that was imaged by itself, online, begins on its whole disk.
+    start: int = 0
     sector: int
     table: str
     disk_id: str = ""
@@ -280,6 +282,8 @@ def _nonsense(manifest: Manifest) -> str:
 def _nonsense_of_disk(disk: DiskRecord) -> str:
     if not 0 < disk.size <= LARGEST_DISK:
         return f"disk {disk.name} has {disk.size} bytes"
+    if not 0 <= disk.start <= _LARGEST_NUMBER:
+        return f"disk {disk.name} begins at byte {disk.start} of another"
     if disk.sector not in _SECTORS:
         return f"disk {disk.name} has sectors of {disk.sector} bytes"
     if disk.segment != SEGMENT:

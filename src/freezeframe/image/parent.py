@@ -43,6 +43,8 @@ class ParentDisk:
     zero: NDArray[np.bool_]
     #: What the image answers for, in bytes of the disk.
     used: Extents
+    #: What of it could not be read then, and is zeros.
+    unreadable: Extents = field(default_factory=Extents.empty)
     #: The folder of each segment and its `used` file; None where they cannot be taken over.
     segments: Sequence[tuple[bytes, bytes] | None] = field(default=())
 
@@ -81,7 +83,18 @@ def parent_disk(image: ImageReader, record: DiskRecord, on_problem: OnProblem) -
         np.concatenate([piece.starts for piece in pieces]),
         np.concatenate([piece.stops for piece in pieces]),
     )
-    return ParentDisk(image.snapshot.id, record.size, ids, fine, sums, usable, zero, used, segments)
+    return ParentDisk(
+        image=image.snapshot.id,
+        size=record.size,
+        ids=ids,
+        fine=fine,
+        sums=sums,
+        usable=usable,
+        zero=zero,
+        used=used,
+        unreadable=Extents.of(record.unreadable),
+        segments=segments,
+    )
 
 
 def _divide(

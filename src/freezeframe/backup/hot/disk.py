@@ -124,13 +124,16 @@ class HotDisk:
         self.owed = self.needed().units(GRANULE)
 
     def take_from_parent(self, changed: Extents) -> Granules:
-        """Count on what the parent has and `changed` does not name; return the chunks to take."""
+        """Count on what the parent has and `changed` does not name; return the chunks to take.
+
+        What could not be read for it is tried again: its zeros are no content.
+        """
         parent = self.parent
         if parent is None:
             return np.empty(0, np.int64)
         numbers = np.flatnonzero(parent.usable)
         taken = Extents.from_blocks(numbers, CHUNK).clip(0, self.size)
-        self.covered = (parent.used & taken) - changed
+        self.covered = (parent.used & taken) - changed - parent.unreadable
         return numbers
 
     def _without_never(self, granules: Granules) -> Granules:
