@@ -83,10 +83,16 @@ def disks_in_use() -> list[Node]:
         if not _on_a_device(mount):
             continue
         for node in beneath(mount.point).nodes.values():
-            bottom = not node.partition and not node.slaves()
-            if bottom and node.name in known and not sysfs.loop_backing_file(node):
+            if _is_bottom(node) and node.name in known and not sysfs.loop_backing_file(node):
                 found[node.name] = node
     return [found[name] for name in sorted(found)]
+
+
+def _is_bottom(node: Node) -> bool:
+    """Whether a device is a disk and not made of others; several paths to one count as one."""
+    if node.partition or any(holder.multipath for holder in node.holders()):
+        return False
+    return node.multipath or not node.slaves()
 
 
 def _on_a_device(mount: Mount) -> bool:

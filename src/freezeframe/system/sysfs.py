@@ -96,6 +96,11 @@ class Node:
         """Return the devices this one is made of."""
         return _linked(self.folder / "slaves")
 
+    @property
+    def multipath(self) -> bool:
+        """Whether it is one disk that device-mapper reaches by several paths, its slaves."""
+        return read_text(self.folder / "dm/uuid").startswith("mpath-")
+
 
 def _node(folder: Path) -> Node:
     name, number = folder.name, read_text(folder / "dev")

@@ -96,6 +96,14 @@ def refuse_untrackable(node: Node, disk: TrackedDisk) -> None:
             f"{node.path} is too large to be tracked (256 TiB at most)",
             hint="image it offline",
         )
+    for holder in node.holders():
+        if holder.multipath:
+            # A path completes its own requests only.
+            raise TrackingUnavailable(
+                f"{node.path} is one of several paths to {holder.path}: writes by the others"
+                " cannot be seen on it",
+                hint=f"name {holder.path}",
+            )
     # The head of a multipath NVMe hands its bios to the paths, which complete them unseen.
     paths = node.folder.glob("device/*/nvme*c*n*")
     if disk.bio_based and node.name.startswith("nvme") and any(paths):

@@ -149,7 +149,10 @@ class HotEngine:
         times = self._freezer.flush()
         self._freeze_call = max((each.freeze for each in times), default=0.0)
         self._harvest()
-        # Nothing was read yet that the flush has not waited for.
+        # Nothing read before the flush is kept: writes under way when tracking began may have
+        # no mark, and only the flush has waited for them.
+        for disk in self._disks:
+            disk.memory.clear()
         for each in self._tracked:
             each.undrained.clear()
         self._pace.watch()
