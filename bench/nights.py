@@ -24,12 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from freezeframe.app.backup import backup_offline
-from freezeframe.repo.repository import open_repository
-from freezeframe.store.open import open_store
 from freezeframe.core.progress import Silent
 from freezeframe.core.units import GIB, MIB
 from freezeframe.image import chunklist
-from freezeframe.repo.repository import create_repository
+from freezeframe.repo.repository import create_repository, open_repository
 from freezeframe.store.open import open_store
 from freezeframe.system.loop import attached
 from freezeframe.testing.repositories import PASSWORD, restic
