@@ -146,6 +146,12 @@ class HotEngine:
 
     def _begin(self) -> None:
         """Flush, so that what is on the disks can be read, and read it."""
+        for each in self._tracked:
+            if each.tracker.record.mode == "classic":
+                self._notes.append(
+                    f"writes to {each.tracker.disk.name} were followed without BTF: one may be"
+                    " missed while another BPF program runs"
+                )
         times = self._freezer.flush()
         self._freeze_call = max((each.freeze for each in times), default=0.0)
         self._harvest()
