@@ -79,7 +79,7 @@ def test_memory() -> None:
 
 
 def test_what_hot_processing_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["compiled tracker", "libbpf1", "BPF filesystem", "BTF", "rights to track"]
+    names = ["compiled tracker", "libbpf1", "BPF filesystem", "BTF", "rights to track and freeze"]
     found = {finding.name: finding for finding in examine()}
     assert set(names) <= found.keys()
     monkeypatch.setattr(libbpf, "available", lambda: "libbpf.so.1 is missing")
@@ -87,6 +87,6 @@ def test_what_hot_processing_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {finding.name: finding for finding in examine()}
     assert found["libbpf1"].advice == "apt-get install libbpf1"
     assert found["BTF"].state == "limited"
-    assert found["tracking of writes"].state == "missing"
-    assert "libbpf1" in found["tracking of writes"].detail
-    assert "BTF" not in found["tracking of writes"].detail
+    assert found["hot processing"].state == "missing"
+    assert "libbpf1" in found["hot processing"].detail
+    assert "BTF" not in found["hot processing"].detail
