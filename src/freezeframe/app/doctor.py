@@ -246,8 +246,9 @@ def _btf() -> Finding:
     return Finding(
         "BTF",
         "limited",
-        "the kernel does not describe its structures: images of mounted disks are always read in "
-        "full, and disks without requests (md, zram) cannot be tracked",
+        "the kernel does not describe its structures: images of disks in use are always read in "
+        "full, a write may be missed while another BPF program runs, and disks without requests "
+        "(md, zram) cannot be tracked",
         "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions have",
     )
 
