@@ -40,7 +40,7 @@ class ParentDisk:
     usable: NDArray[np.bool_]
     #: bool, shape (chunks,): holds zeros only.
     zero: NDArray[np.bool_]
-    #: What the image answers for, in bytes of the disk.
+    #: What the image answers for and could read, in bytes of the disk.
     used: Extents
     #: The folder of each segment and its `used` file; None where they cannot be taken over.
     segments: Sequence[tuple[bytes, bytes] | None] = field(default=())
@@ -72,6 +72,8 @@ def parent_disk(image: ImageReader, record: DiskRecord) -> ParentDisk:
             np.concatenate([piece.starts for piece in pieces]),
             np.concatenate([piece.stops for piece in pieces]),
         )
+    # Zeros stand there, and may be believed by no image that is built upon this one.
+    used = used - Extents.of(record.unreadable)
     return ParentDisk(image.snapshot.id, record.size, ids, fine, sums, usable, zero, used, segments)
 
 

@@ -13,6 +13,7 @@ marks say that it was not written until the freeze.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from freezeframe.backup.hot.states import RegionState
 from freezeframe.backup.hot.tracked import Tracked
 from freezeframe.backup.plan import DiskPlan, Source, plan_disks
 from freezeframe.block.base import Reader
-from freezeframe.block.remembering import FrozenView
+from freezeframe.block.remembering import FrozenView, NotRemembered
 from freezeframe.block.window import Window as RegionReader
 from freezeframe.core.errors import FreezeBroken, FreezeError, FreezeframeError
 from freezeframe.core.extents import Extents
@@ -204,7 +205,7 @@ class HotEngine:
             threads=self._settings.threads,
         )
         for disk, plan in zip(self._disks, plans, strict=True):
-            if missing := plan.used - disk.covered - disk.unreadable:
+            if missing := plan.used - disk.covered:
                 raise FreezeframeError(
                     f"{human_size(missing.total)} of {disk.path} were not copied:"
                     " no image was made",
@@ -235,6 +236,8 @@ class HotEngine:
         """Read the used maps as they lie on the disks now: what is worth copying ahead."""
         plans = self._plan([disk.memory for disk in self._disks], State.LIVE, self._layouts)
         for disk, plan in zip(self._disks, plans, strict=True):
+            # The layout as well is wanted after the freeze: asked for, it outlives the trim.
+            capture(disk.memory)
             disk.memory.trim()
             disk.estimate(self._guess(disk, plan))
 
@@ -275,31 +278,36 @@ class HotEngine:
             replace(source, reader=reader)
             for source, reader in zip(self._sources, readers, strict=True)
         ]
-        return plan_disks(sources, read_map=read, layouts=layouts)
+        plans = plan_disks(sources, read_map=read, layouts=layouts)
+        return tuple(
+            replace(plan, used=plan.used - disk.never)
+            for disk, plan in zip(self._disks, plans, strict=True)
+        )
 
     def _view(self) -> tuple[DiskPlan, ...] | None:
         """Plan the disks as they were in the freeze; None, and more to copy, if that fails."""
         for disk in self._disks:
             disk.account()
         views = [FrozenView(disk.memory, disk.overlay) for disk in self._disks]
-        plans = self._plan(views, State.FROZEN)
+        plans: tuple[DiskPlan, ...] = ()
+        # Parsers of filesystems catch that and give a map all the same; that of layouts does not.
+        with contextlib.suppress(NotRemembered):
+            plans = self._plan(views, State.FROZEN)
         if not all(view.complete for view in views):
             # Once more, going on where bytes are missing, to find all of them at once.
-            views = [FrozenView(disk.memory, disk.overlay, guess=True) for disk in self._disks]
-            self._plan(views, State.FROZEN)
-        complete = True
-        # A map that lacked something says nothing of what is used.
-        known = all(view.complete for view in views)
-        for disk, view, plan in zip(self._disks, views, plans, strict=True):
-            if known:
-                missing = plan.used - disk.covered - disk.overlay.extents() - disk.unreadable
+            guesses = [FrozenView(disk.memory, disk.overlay, guess=True) for disk in self._disks]
+            self._plan(guesses, State.FROZEN)
+            # A map that lacked something says nothing of what is used.
+            for disk, view, guess in zip(self._disks, views, guesses, strict=True):
+                disk.structures = disk.structures | view.missing | guess.missing
+        else:
+            complete = True
+            for disk, plan in zip(self._disks, plans, strict=True):
+                missing = plan.used - disk.covered - disk.overlay.extents()
                 disk.require(missing)
-            else:
-                missing = view.missing
-                disk.structures = disk.structures | missing
-            complete = complete and not missing
-        if complete:
-            return plans
+                complete = complete and not missing
+            if complete:
+                return plans
         self._notes.append("a freeze lacked something and was done again")
         # What is in memory is good until it is marked; it makes room for the next try.
         self._flush()

@@ -1,0 +1,468 @@
+"""What a hot image holds is the disk as it was in the freeze: against a writer in the worst places."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freezeframe.app.backup import disk_record, new_manifest, pieces
+from freezeframe.backup.hot import disk as disk_module
+from freezeframe.backup.hot import engine as engine_module
+from freezeframe.backup.hot.copying import copy_needed, store_overlays
+from freezeframe.backup.hot.disk import HotDisk
+from freezeframe.backup.hot.engine import HotEngine
+from freezeframe.backup.hot.pace import Pace
+from freezeframe.backup.hot.settings import HotSettings, IfBusy, NotConverging
+from freezeframe.backup.hot.states import RegionState
+from freezeframe.backup.plan import Source
+from freezeframe.block.overlay import GranuleOverlay
+from freezeframe.block.remembering import RememberingReader
+from freezeframe.core.errors import FreezeBroken, FreezeError, FreezeframeError
+from freezeframe.core.extents import Extents
+from freezeframe.core.progress import Silent
+from freezeframe.core.units import CHUNK, GRANULE, KIB, MIB
+from freezeframe.fs.base import State
+from freezeframe.image.manifest import Consistency, Mode, Proof
+from freezeframe.image.parent import ParentDisk, parent_disk
+from freezeframe.image.reader import ImageReader
+from freezeframe.image.writer import ImageWriter
+from freezeframe.layout.base import DiskLayout
+from freezeframe.repo.pack import BlobKind
+from freezeframe.repo.reader import BlobReader
+from freezeframe.repo.repository import Repository
+from freezeframe.repo.writer import BlobWriter
+from freezeframe.system.sysfs import Node
+from freezeframe.testing.hotworld import (
+    BLOCK,
+    ToyFreezer,
+    ToyTracked,
+    World,
+    differing,
+    image_bytes,
+    toy_map,
+)
+from freezeframe.testing.repositories import memory_repository
+
+#: Five chunks and a bit that is no whole granule.
+SIZE = 5 * MIB + 3 * GRANULE + 20 * KIB
+NODE = Node("toy", "0:0", Path("/nonexistent"), 0)
+PACE = Pace([], back_off=False)
+
+
+@pytest.fixture(scope="module")
+def repository() -> Repository:
+    return memory_repository()
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "used_map", toy_map)
+    # One, so that what a seed does it does again.
+    monkeypatch.setattr(engine_module, "_READERS", 1)
+
+
+def hot_disk(world: World, number: int, memory: int, parent: ParentDisk | None) -> HotDisk:
+    return HotDisk(
+        number=number,
+        path=f"/dev/toy{number}",
+        node=NODE,
+        reader=world,
+        memory=RememberingReader(world),
+        overlay=GranuleOverlay(world.size, min(memory, 8 * GRANULE)),
+        memory_limit=memory,
+        parent=parent,
+    )
+
+
+def states(disk: HotDisk, layout: DiskLayout) -> dict[int, RegionState]:
+    return {r.start: RegionState(State.FROZEN, Consistency.FROZEN) for r in layout.regions}
+
+
+@dataclass
+class Images:
+    """Images of the same worlds, one after the other, as the program makes them."""
+
+    repository: Repository
+    worlds: list[World]
+    parents: list[ParentDisk] = field(default_factory=list)
+    freezer: ToyFreezer = field(init=False)
+    reasons: tuple[str, ...] = ()
+    memory: int = 4 * MIB
+    windows: int = 0
+    bad: list[Extents] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.freezer = ToyFreezer(self.worlds)
+
+    def make(self, choices: HotSettings | None = None) -> ImageReader:
+        choices = choices or HotSettings(
+            max_pause=5, threads=1, residual_memory=self.memory, back_off=False
+        )
+        index = self.repository.load_index()
+        parents: list[ParentDisk | None] = list(self.parents) or [None] * len(self.worlds)
+        disks = [
+            hot_disk(world, number, choices.residual_memory, parent)
+            for number, (world, parent) in enumerate(zip(self.worlds, parents, strict=True))
+        ]
+        blobs = BlobReader(self.repository, index)
+        with BlobWriter(self.repository, index) as writer:
+            image = ImageWriter(self.repository, writer, [d.size for d in disks], parents)
+            for world, disk in zip(self.worlds, disks, strict=True):
+                if disk.parent is not None:
+                    world.harvest()
+                    granules = np.flatnonzero(world.pending).astype(np.int64)
+                    changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size)
+                    image.take_over(disk.number, disk.take_from_parent(changed))
+            engine = HotEngine(
+                disks,
+                [Source(disk.memory, disk.path) for disk in disks],
+                [ToyTracked(self.worlds, disks, self.reasons)],  # type: ignore[list-item]
+                self.freezer,  # type: ignore[arg-type]
+                states,
+                image,
+                Silent(),
+                choices,
+                content=lambda blob_id: blobs.read(BlobKind.DATA, blob_id),
+                flush=writer.flush,
+                unchanged=lambda: True,
+            )
+            result = engine.run()
+            self.windows = result.proof.windows
+            self.bad = [disk.unreadable for disk in disks]
+            writer.flush()
+            records = tuple(
+                disk_record(plan, disk.unreadable)
+                for plan, disk in zip(result.plans, disks, strict=True)
+            )
+            snapshot = image.commit(
+                new_manifest(Mode.ONLINE, dt.datetime.now().astimezone(), records, Proof()),
+                [plan.used for plan in result.plans],
+                {plan.name: pieces(plan) for plan in result.plans},
+            )
+        for world in self.worlds:
+            world.settle()
+        reader = ImageReader(self.repository, self.repository.load_index(), snapshot)
+        self.parents = [parent_disk(reader, record) for record in reader.manifest.disks]
+        return reader
+
+    def check(self, image: ImageReader) -> None:
+        for number, (frozen, used) in enumerate(
+            zip(self.freezer.copies, self.freezer.used, strict=True)
+        ):
+            data, held = image_bytes(image, number)
+            # What is in use, and the table's places besides.
+            assert not used - held
+            assert differing(data, frozen, used) == Extents.empty()
+
+
+# -- the engine -----------------------------------------------------------------------------
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32),
+    busy=st.sampled_from([0.0, 0.01, 0.05, 0.2]),
+    memory=st.sampled_from([12 * GRANULE, 40 * GRANULE, 8 * MIB]),
+    count=st.integers(1, 2),
+)
+def test_images_are_the_frozen_disks(
+    repository: Repository, seed: int, busy: float, memory: int, count: int
+) -> None:
+    """Images in a row, each built on the one before, of one disk or two at one moment."""
+    worlds = [World(SIZE, seed + n, busy=busy) for n in range(count)]
+    images = Images(repository, worlds, memory=memory * count)
+    for _ in range(3):
+        for world in worlds:
+            world._maybe()
+        try:
+            image = images.make()
+        except NotConverging:
+            # With so little memory that may be; it is no image then.
+            assert memory < 8 * MIB
+            assert busy
+            continue
+        images.check(image)
+    assert not any(world.frozen for world in worlds)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32),
+    pause=st.sampled_from([0.0, 0.0005, 0.01]),
+    choice=st.sampled_from(list(IfBusy)),
+)
+def test_too_little_time(
+    repository: Repository, seed: int, pause: float, choice: IfBusy
+) -> None:
+    """Windows that end before all is read: no image, or a right one."""
+    images = Images(repository, [World(SIZE, seed, busy=0.1)])
+    choices = HotSettings(
+        max_pause=pause, if_busy=choice, threads=1, residual_memory=4 * MIB, back_off=False
+    )
+    for _ in range(2):
+        try:
+            image = images.make(choices)
+        except NotConverging:
+            continue
+        images.check(image)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), memory=st.sampled_from([12 * GRANULE, 8 * MIB]))
+def test_maps_read_inside_the_freeze(
+    repository: Repository, seed: int, memory: int
+) -> None:
+    views = engine_module._VIEWS
+    engine_module._VIEWS = 0
+    try:
+        images = Images(repository, [World(SIZE, seed, busy=0.05)], memory=memory)
+        for _ in range(2):
+            try:
+                images.check(images.make())
+            except NotConverging:
+                assert memory < 8 * MIB
+    finally:
+        engine_module._VIEWS = views
+
+
+def test_a_quiet_disk_takes_one_freeze(repository: Repository) -> None:
+    images = Images(repository, [World(SIZE, 1, busy=0.0)])
+    for _ in range(3):
+        images.check(images.make())
+        assert images.windows == 1
+
+
+def test_what_is_freed_leaves_the_image(repository: Repository) -> None:
+    """Chunks taken over from the image before are zeros once nobody uses them."""
+    world = World(SIZE, 1, busy=0.0)
+    world.bits[-2 * CHUNK // BLOCK :] = True
+    world.write(SIZE - 2 * CHUNK, 2 * CHUNK)
+    images = Images(repository, [world])
+    first, _ = image_bytes(images.make(), 0)
+    assert first[-CHUNK:].any()
+    world.bits[3 * CHUNK // BLOCK :] = False
+    image = images.make()
+    images.check(image)
+    second, used = image_bytes(image, 0)
+    assert not used.touches(4 * CHUNK, SIZE - GRANULE)
+    assert not second[4 * CHUNK : 5 * CHUNK].any()
+
+
+def test_bad_sectors_are_named_in_every_image(repository: Repository) -> None:
+    """Also in the one that is built upon an image of which they are missing."""
+    world = World(SIZE, 1, busy=0.0)
+    place = 2 * MIB + 3 * GRANULE
+    world.bits[place // BLOCK : place // BLOCK + 64] = True
+    world.write(place, 64 * BLOCK)
+    world.bad = Extents.single(place + BLOCK, place + BLOCK + 512)
+    images = Images(repository, [world])
+    for number in range(3):
+        image = images.make()
+        assert images.bad == [world.bad]
+        data, _ = image_bytes(image, 0)
+        assert not data[place + BLOCK : place + BLOCK + 512].any()
+        good = world.used() - world.bad.aligned(BLOCK)
+        assert not differing(data, images.freezer.copies[0], good)
+        # Written to, so that it is read in the freeze, granule by granule.
+        if number == 1:
+            world.write(place, BLOCK)
+    world.bad = Extents.empty()
+    image = images.make()
+    assert images.bad == [Extents.empty()]
+    images.check(image)
+
+
+def test_in_the_freeze_bad_sectors_are_salvaged() -> None:
+    world = World(SIZE, 1, busy=0.0)
+    world.bad = Extents.single(3 * GRANULE + 512, 3 * GRANULE + 1024)
+    disk = hot_disk(world, 0, MIB, None)
+    disk.overlay = GranuleOverlay(SIZE, 4 * GRANULE)
+    disk.marked(np.array([1, 3, 4, 7, 9], np.int64))
+    assert not disk.read_owed(None)
+    assert disk.owed.tolist() == [9]
+    assert disk.overlay.granules().tolist() == [1, 3, 4, 7]
+    assert disk.unreadable == world.bad
+    view = np.frombuffer(disk.overlay.view(3), np.uint8)
+    assert not view[512:1024].any()
+    whole = world.data[3 * GRANULE : 4 * GRANULE].copy()
+    whole[512:1024] = 0
+    assert np.array_equal(view, whole)
+
+
+def test_a_tracker_in_doubt_is_no_image(repository: Repository) -> None:
+    images = Images(repository, [World(SIZE, 1)], reasons=("a passthrough write",))
+    before = len(repository.snapshots())
+    with pytest.raises(FreezeBroken, match="a passthrough write"):
+        images.make()
+    assert len(repository.snapshots()) == before
+    assert not images.worlds[0].frozen
+
+
+# -- the algebra ------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes by one with each look."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("act"), st.integers(1, 8)),
+        st.tuples(st.just("harvest"), st.just(0)),
+        st.tuples(st.just("account"), st.just(0)),
+        # How many blocks of the estimate are wrong.
+        st.tuples(st.just("estimate"), st.sampled_from([0, 5, 300, 2000])),
+        st.tuples(st.just("copy"), st.just(0)),
+        # How many looks at the clock there are.
+        st.tuples(st.just("read"), st.integers(0, 12)),
+        st.tuples(st.just("grow"), st.just(0)),
+        st.tuples(st.just("store"), st.just(0)),
+        st.tuples(st.just("window"), st.integers(0, 30)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), memory=st.integers(1, 90), operations=OPERATIONS)
+def test_whatever_is_done_in_whatever_order(
+    repository: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    memory: int,
+    operations: list[tuple[str, int]],
+) -> None:
+    """If the sets say that an image is whole, then it is the disk."""
+    monkeypatch.setattr(disk_module, "_BATCH", 4)
+    world = World(SIZE, seed, busy=0.1)
+    disk = hot_disk(world, 0, memory * GRANULE, None)
+    disk.overlay = GranuleOverlay(SIZE, max(1, memory // 4) * GRANULE)
+    index = repository.load_index()
+    with BlobWriter(repository, index) as writer:
+        image = ImageWriter(repository, writer, [SIZE])
+        blobs = BlobReader(repository, index)
+
+        def content(blob_id: bytes) -> bytes:
+            return blobs.read(BlobKind.DATA, blob_id)
+
+        def store() -> None:
+            writer.flush()
+            store_overlays([disk], image, Silent(), content=content, threads=1)
+
+        def window(looks: int | None) -> None:
+            world.sync()
+            world.frozen = True
+            disk.marked(world.harvest())
+            clock = Clock()
+            monkeypatch.setattr(disk_module, "time", clock)
+            whole = disk.read_owed(None, looks)
+            frozen, used = world.data.copy(), world.used()
+            world.frozen = False
+            for _ in range(5):
+                world.act()
+            disk.account()
+            missing = used - disk.covered - disk.overlay.extents()
+            if whole and not missing:
+                store()
+                assert not used - disk.covered
+                data = _assembled(image, content)
+                assert differing(data, frozen, used) == Extents.empty()
+            else:
+                disk.require(missing)
+                store()
+
+        actions: dict[str, Callable[[int], object]] = {
+            "act": lambda count: [world.act() for _ in range(count)],
+            "harvest": lambda _: disk.marked(world.harvest()),
+            "account": lambda _: disk.account(),
+            "estimate": lambda wrong: disk.estimate(_lie(world, wrong)),
+            "copy": lambda _: copy_needed(
+                [disk], image, Silent(), PACE, content=content, threads=1
+            ),
+            "read": lambda looks: _read(disk, monkeypatch, looks),
+            "grow": lambda _: disk.has_room(),
+            "store": lambda _: (disk.account(), store()),
+            "window": window,
+        }
+        for name, number in [*operations, ("copy", 0), ("harvest", 0), ("copy", 0)]:
+            actions[name](number)
+        # At last there is enough of everything.
+        disk.memory_limit = SIZE + GRANULE
+        for _ in range(3):
+            disk.account()
+            disk.overlay.grow(SIZE + GRANULE)
+            window(None)
+
+
+def _read(disk: HotDisk, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+    monkeypatch.setattr(disk_module, "time", Clock())
+    disk.read_owed(None, looks)
+
+
+def _lie(world: World, wrong: int) -> Extents:
+    """Return what is in use, but for so many blocks of which the contrary is said."""
+    bits = world.bits.copy()
+    for _ in range(wrong):
+        place = world.random.randrange(len(bits))
+        bits[place] = not bits[place]
+    return Extents.from_bits(bits, BLOCK).clip(0, world.size)
+
+
+def _assembled(image: ImageWriter, content: Callable[[bytes], bytes]) -> np.ndarray:
+    """Return the bytes of an image that is not committed."""
+    disk = image._disks[0]
+    image._handle.put(BlobKind.DATA, bytes(CHUNK))
+    image._handle.put(BlobKind.DATA, bytes(SIZE % CHUNK))
+    image._writer.flush()
+    parts = []
+    for number in range(len(disk.ids)):
+        fine = disk.fine.get(number)
+        ids = [disk.ids[number]] if fine is None else list(fine)
+        parts += [content(each.tobytes()) for each in ids]
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+def test_a_failure_thaws(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(repository, [World(SIZE, 1)])
+
+    def fail(*arguments: object) -> bool:
+        raise FreezeframeError("as told")
+
+    monkeypatch.setattr(HotEngine, "_read_frozen", fail)
+    with pytest.raises(FreezeframeError, match="as told"):
+        images.make()
+    assert not images.worlds[0].frozen
+
+
+def test_other_filesystems_than_before(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is mounted meanwhile is not frozen: refused before a freeze, and after one."""
+    images = Images(repository, [World(SIZE, 1)])
+    answers: list[bool] = []
+    real = HotEngine.__init__
+
+    def init(self: HotEngine, *arguments: object, **named: object) -> None:
+        named["unchanged"] = lambda: answers.pop(0)
+        real(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HotEngine, "__init__", init)
+    for answers in ([False], [True, False]):
+        with pytest.raises(FreezeError, match="mounted or unmounted"):
+            images.make()
+        assert answers == []
+        assert not images.worlds[0].frozen
