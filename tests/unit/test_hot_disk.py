@@ -165,7 +165,7 @@ class Images:
 # -- the engine -----------------------------------------------------------------------------
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32),
     busy=st.sampled_from([0.0, 0.01, 0.05, 0.2]),
@@ -192,7 +192,7 @@ def test_images_are_the_frozen_disks(
     assert not any(world.frozen for world in worlds)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32),
     pause=st.sampled_from([0.0, 0.0005, 0.01]),
@@ -214,7 +214,7 @@ def test_too_little_time(
         images.check(image)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), memory=st.sampled_from([12 * GRANULE, 8 * MIB]))
 def test_maps_read_inside_the_freeze(
     repository: Repository, seed: int, memory: int
@@ -296,6 +296,25 @@ def test_in_the_freeze_bad_sectors_are_salvaged() -> None:
     assert np.array_equal(view, whole)
 
 
+def test_what_has_no_room_is_still_owed() -> None:
+    """New granules before such as are there already: the room is for one of the new."""
+    for bad in (Extents.empty(), Extents.single(0, 512)):
+        world = World(SIZE, 1, busy=0.0)
+        world.bad = bad
+        disk = hot_disk(world, 0, 4 * GRANULE, None)
+        disk.overlay = GranuleOverlay(SIZE, 3 * GRANULE)
+        disk.marked(np.array([7, 8], np.int64))
+        assert disk.read_owed(None)
+        disk.marked(np.array([0, 1, 7, 8], np.int64))
+        assert not disk.read_owed(None)
+        # A failed read gives up all of its granules; then the first ones come first.
+        assert disk.owed.tolist() == ([8] if bad else [1])
+        assert len(disk.overlay) == 3
+        assert disk.has_room()
+        assert disk.read_owed(None)
+        assert disk.overlay.granules().tolist() == [0, 1, 7, 8]
+
+
 def test_a_tracker_in_doubt_is_no_image(repository: Repository) -> None:
     images = Images(repository, [World(SIZE, 1)], reasons=("a passthrough write",))
     before = len(repository.snapshots())
@@ -337,7 +356,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), memory=st.integers(1, 90), operations=OPERATIONS)
 def test_whatever_is_done_in_whatever_order(
     repository: Repository,
@@ -410,7 +429,13 @@ def test_whatever_is_done_in_whatever_order(
 
 def _read(disk: HotDisk, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
     monkeypatch.setattr(disk_module, "time", Clock())
-    disk.read_owed(None, looks)
+    asked = disk.owed.tolist()
+    whole = disk.read_owed(None, looks)
+    assert whole == (not len(disk.owed))
+    # What was asked for is there, or is still asked for; never both.
+    there, left = set(disk.overlay.granules().tolist()), set(disk.owed.tolist())
+    assert set(asked) <= there | left
+    assert not there & left
 
 
 def _lie(world: World, wrong: int) -> Extents:

@@ -177,36 +177,35 @@ class HotDisk:
         fails to give is zeros, and noted.
         """
         owed, done = self.owed, 0
-        while done < len(owed):
+        left = owed[:0]
+        while done < len(owed) and not len(left):
             if until is not None and time.monotonic() >= until:
                 break
             batch = owed[done : done + _BATCH]
             left = self._read(batch, pool)
-            done += len(batch) - len(left)
-            if len(left):
-                break
-        self.owed = owed[done:]
+            done += len(batch)
+        self.owed = np.concatenate([left, owed[done:]])
         # What they held was written over.
         self.overlay.discard(self.owed)
-        self.bytes_read += done * GRANULE
+        self.bytes_read += (len(owed) - len(self.owed)) * GRANULE
         return not len(self.owed)
 
     def _read(self, granules: Granules, pool: Executor | None) -> Granules:
-        room = len(granules) - self.overlay.missing_room(granules)
+        """Read these; return those that found no room."""
         try:
-            # Those without room last, so that what is left is what follows.
-            self.overlay.read_granules(self.reader, granules[:room], pool)
+            return self.overlay.read_granules(self.reader, granules, pool)
         except UnreadableRange:
             return self._salvage(granules)
-        return granules[room:]
 
     def _salvage(self, granules: Granules) -> Granules:
-        for place, granule in enumerate(granules.tolist()):
-            if self.overlay.missing_room(granules[place : place + 1]):
-                return granules[place:]
+        left: list[int] = []
+        for granule in granules.tolist():
+            if self.overlay.missing_room(np.array([granule], np.int64)):
+                left.append(granule)
+                continue
             bad = read_salvaging(self.reader, granule * GRANULE, self.overlay.slot(granule))
             self.add_unreadable(bad)
-        return granules[:0]
+        return np.array(left, np.int64)
 
     def overlay_by_chunk(self) -> dict[int, dict[int, memoryview]]:
         """Return what is in memory: chunk → number of the granule within → its bytes."""
