@@ -119,7 +119,8 @@ class HotDisk:
     def estimate(self, used: Extents) -> None:
         """Take an estimate of what is in use, in bytes, for what is worth copying."""
         self.want = (used - self.never) | self.recent
-        self.owed = self.needed().units(GRANULE)
+        # Marks taken meanwhile, too: what they are of may be in memory as it was before.
+        self.account()
 
     def take_from_parent(self, changed: Extents) -> Granules:
         """Count on what the parent has and `changed` does not name; return the chunks to take."""
