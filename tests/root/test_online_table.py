@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from freezeframe.app.online import backup_online
+from freezeframe.backup.hot import maps
 from freezeframe.backup.hot.engine import HotEngine
 from freezeframe.core.progress import Silent
 from freezeframe.image.manifest import HotProof
@@ -46,31 +47,31 @@ def image(device: str, folder: Path) -> HotProof:
 def test_many_estimates_do_not_forget_the_table(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    converge = HotEngine._converge
+    converge = HotEngine.converge
 
     def slowly(engine: HotEngine) -> None:
         for _ in range(3):
-            engine._estimate()
+            maps.estimate(engine.world)
         converge(engine)
 
-    monkeypatch.setattr(HotEngine, "_converge", slowly)
+    monkeypatch.setattr(HotEngine, "converge", slowly)
     assert image(device, tmp_path).windows == 1
 
 
 def test_a_view_without_the_table_costs_one_more_freeze(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    converge = HotEngine._converge
+    converge = HotEngine.converge
     calls = []
 
     def forgetting(engine: HotEngine) -> None:
         converge(engine)
         if not calls:
-            for disk in engine._disks:
+            for disk in engine.world.disks:
                 disk.memory.clear()
         calls.append(1)
 
-    monkeypatch.setattr(HotEngine, "_converge", forgetting)
+    monkeypatch.setattr(HotEngine, "converge", forgetting)
     hot = image(device, tmp_path)
     assert hot.windows == 2
     assert "a freeze lacked something and was done again" in hot.notes

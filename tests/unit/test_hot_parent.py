@@ -27,7 +27,6 @@ def hot_disk(parent: ParentDisk) -> HotDisk:
         reader=reader,
         memory=RememberingReader(reader),
         overlay=GranuleOverlay(SIZE, CHUNK),
-        memory_limit=CHUNK,
         parent=parent,
     )
 

@@ -26,13 +26,19 @@ from freezeframe.backup.hot.engine import HotEngine, HotResult
 from freezeframe.backup.hot.settings import HotSettings
 from freezeframe.backup.hot.states import RegionState, region_states, swap_stretches
 from freezeframe.backup.hot.tracked import Tracked, on_source
+from freezeframe.backup.hot.world import World
 from freezeframe.backup.plan import Source, plan_disks
 from freezeframe.block.open import open_shared
 from freezeframe.block.overlay import GranuleOverlay
 from freezeframe.block.remembering import RememberingReader
 from freezeframe.block.window import Window as RegionReader
 from freezeframe.core.clock import Clock, SystemClock
-from freezeframe.core.errors import FreezeframeError, SourceError, UsageError
+from freezeframe.core.errors import (
+    FreezeframeError,
+    RepositoryDamaged,
+    SourceError,
+    UsageError,
+)
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import GRANULE, MIB
@@ -49,14 +55,21 @@ from freezeframe.repo.reader import BlobReader
 from freezeframe.repo.repository import Repository
 from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
 from freezeframe.repo.writer import BlobWriter
-from freezeframe.shadow.filesystems import OnDisks, disks_beneath, find_filesystems
+from freezeframe.shadow.filesystems import disks_beneath, find_filesystems
 from freezeframe.shadow.freezer import Freezer
 from freezeframe.shadow.outsiders import Outsider, find_outsiders
 from freezeframe.store.local import LocalStore
 from freezeframe.system import sysfs
 from freezeframe.system.disks import describe_source
 from freezeframe.system.sysfs import Node
-from freezeframe.tracking import Distrust, Tracker, changed_since, remember_base, start
+from freezeframe.tracking import (
+    Distrust,
+    Tracker,
+    changed_since,
+    forget_base,
+    remember_base,
+    start,
+)
 
 #: Bytes for what is read around the freeze, to begin with: more is taken when it is needed.
 _FIRST_MEMORY = 32 * MIB
@@ -108,24 +121,27 @@ def backup_online(
             repository, writer, [disk.size for disk in disks], [disk.parent for disk in disks]
         )
         _take_over(disks, trackers, trust, image, repository)
-        found = find_filesystems(list(nodes.values()))
-        freezer = stack.enter_context(Freezer(found.filesystems, limit=settings.freeze_limit))
-        sources = [_source(disk) for disk in disks]
-        engine = HotEngine(
-            disks,
-            sources,
-            _tracked(disks, trackers, settings),
-            freezer,
-            _states_of(found, freezer, outsiders),
-            image,
-            progress,
-            settings,
+        mounted = _Mounted(list(nodes.values()), outsiders, settings.freeze_limit)
+        stack.callback(mounted.close)
+        world = World(
+            disks=disks,
+            sources=[_source(disk) for disk in disks],
+            tracked=_tracked(disks, trackers, settings),
+            filesystems=mounted,
+            image=image,
+            progress=progress,
+            settings=settings,
             content=_content(repository, index),
             flush=writer.flush,
-            unchanged=lambda: found.same_as(find_filesystems(list(nodes.values()))),
+            now=clock.now,
         )
-        result = engine.run()
-        created = clock.now()
+        try:
+            result = HotEngine(world).run()
+        except RepositoryDamaged:
+            # Built upon, it would fail each time: the next one reads everything.
+            for tracker in trackers.values():
+                forget_base(tracker, repository.config.id)
+            raise
         _tell(result, progress)
         writer.flush()
         unreadable = sum(disk.unreadable.total for disk in disks)
@@ -144,7 +160,7 @@ def backup_online(
             for plan, disk, states in zip(result.plans, disks, result.states, strict=True)
         )
         hot = _hot_proof(result.proof, disks, trust)
-        manifest: Manifest = new_manifest(Mode.ONLINE, created, records, proof, hot)
+        manifest: Manifest = new_manifest(Mode.ONLINE, result.moment, records, proof, hot)
         snapshot = image.commit(
             manifest,
             [plan.used for plan in result.plans],
@@ -152,7 +168,10 @@ def backup_online(
         )
         # Only now: until the image is durable, the one before is what the next builds on.
         for tracker in trackers.values():
-            remember_base(tracker, repository.config.id, snapshot.id)
+            try:
+                remember_base(tracker, repository.config.id, snapshot.id)
+            except (OSError, FreezeframeError) as error:
+                progress.note(f"the next image will be read in full: {error}")
     return BackupResult(snapshot, manifest, unreadable)
 
 
@@ -214,7 +233,6 @@ def _open(
         reader=reader,
         memory=RememberingReader(reader),
         overlay=GranuleOverlay(reader.size, min(_FIRST_MEMORY, settings.residual_memory) // count),
-        memory_limit=settings.residual_memory // count,
         never=swap_stretches(node, outsiders).clip(0, reader.size),
     )
 
@@ -238,14 +256,36 @@ def _tracked(
     ]
 
 
-def _states_of(
-    found: OnDisks, freezer: Freezer, outsiders: Sequence[Outsider]
-) -> Callable[[HotDisk, DiskLayout], dict[int, RegionState]]:
-    def states(disk: HotDisk, layout: DiskLayout) -> dict[int, RegionState]:
-        cannot = [each.device for each in freezer.unfreezable]
-        return region_states(disk.node, layout, found.filesystems, cannot, outsiders)
+class _Mounted:
+    """The filesystems on the disks that are imaged, and their freezer, as of one look."""
 
-    return states
+    def __init__(self, nodes: Sequence[Node], outsiders: Sequence[Outsider], limit: float) -> None:
+        self._nodes = nodes
+        self._outsiders = outsiders
+        self._limit = limit
+        self._stack = ExitStack()
+        self.renew()
+
+    def renew(self) -> None:
+        """Find those of now, and make a freezer of them."""
+        self.close()
+        self._found = find_filesystems(self._nodes)
+        self.freezer = self._stack.enter_context(
+            Freezer(self._found.filesystems, limit=self._limit)
+        )
+
+    def unchanged(self) -> bool:
+        """Whether the same ones are mounted, as writable, as then."""
+        return self._found.same_as(find_filesystems(self._nodes))
+
+    def states(self, disk: HotDisk, layout: DiskLayout) -> dict[int, RegionState]:
+        """Return the state of each region of a disk, by its start."""
+        cannot = [each.device for each in self.freezer.unfreezable]
+        return region_states(disk.node, layout, self._found.filesystems, cannot, self._outsiders)
+
+    def close(self) -> None:
+        """Let the filesystems go, and end the watchdog."""
+        self._stack.close()
 
 
 def _content(repository: Repository, index: Index) -> Callable[[bytes], bytes]:

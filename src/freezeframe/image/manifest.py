@@ -47,6 +47,8 @@ class Consistency(enum.StrEnum):
     FROZEN = "frozen"
     APPLICATION = "application-consistent"
     CRASH = "crash-consistent"
+    #: Written to while it was read: parts of it may be of different moments.
+    MOVING = "moving"
 
 
 class RegionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -193,8 +195,12 @@ class TrackRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 class HotProof(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The evidence for one point in time of disks in use."""
 
-    #: From asking for the first freeze to the end of the last thaw.
+    #: The freeze of the image's moment, from asking for it to the end of the last thaw.
     pause_ms: float = 0.0
+    #: The longest of all freezes of this image, and all of them together: the one above, those
+    #: that did not settle it, and those that only flushed a filesystem.
+    longest_pause_ms: float = 0.0
+    all_pauses_ms: float = 0.0
     #: Read while nothing could be written.
     residual_bytes: int = 0
     #: Freezes of all filesystems together: more than one where the first did not settle it.

@@ -193,6 +193,21 @@ def _take_over(disk: _Disk, parent: ParentDisk, number: int) -> None:
         disk.ids[number] = parent.ids[number]
 
 
+def _drop_unused(disk: _Disk, used: Extents) -> None:
+    """Make zeros of the chunks that nobody uses: taken over, or stored before they were freed.
+
+    Or what was deleted would be kept for as long as images are built one upon the other.
+    """
+    unused = np.ones(len(disk.ids), np.bool_)
+    unused[used.units(CHUNK)] = False
+    disk.ids[unused] = np.frombuffer(zero_id(CHUNK), np.uint8)
+    if disk.size % CHUNK and unused[-1]:
+        disk.ids[-1] = np.frombuffer(zero_id(disk.size % CHUNK), np.uint8)
+    disk.sums[unused] = 0
+    for number in [number for number in disk.fine if unused[number]]:
+        del disk.fine[number]
+
+
 class ImageWriter:
     """An image under way. Nothing of it can be seen before `commit` returns."""
 
@@ -266,6 +281,7 @@ class ImageWriter:
         disks: list[Node] = []
         layouts: list[Node] = []
         for record, disk, extents in zip(manifest.disks, self._disks, used, strict=True):
+            _drop_unused(disk, extents)
             disks.append(dir_node(record.name, self._disk_tree(disk, extents)))
             files = [self._file(name, data) for name, data in pieces[record.name].items()]
             layouts.append(dir_node(record.name, self._tree(files)))

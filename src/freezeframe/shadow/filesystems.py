@@ -67,7 +67,9 @@ class OnDisks:
         return self._identity() == other._identity()
 
     def _identity(self) -> set[tuple[str, str, bool, frozenset[str]]]:
-        return {(f.device, f.kind, f.read_only, f.numbers) for f in self.filesystems}
+        # One that is read-only is not frozen, so it may come and go.
+        writable = (f for f in self.filesystems if not f.read_only)
+        return {(f.device, f.kind, f.read_only, f.numbers) for f in writable}
 
 
 def find_filesystems(disks: Sequence[Node], stack: Stack | None = None) -> OnDisks:

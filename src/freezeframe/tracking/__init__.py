@@ -9,7 +9,13 @@ from freezeframe.tracking.tracker import (
     start,
     stop,
 )
-from freezeframe.tracking.trust import Base, Distrust, changed_since, remember_base
+from freezeframe.tracking.trust import (
+    Base,
+    Distrust,
+    changed_since,
+    forget_base,
+    remember_base,
+)
 
 __all__ = [
     "Base",
@@ -18,6 +24,7 @@ __all__ = [
     "Tracker",
     "TrackerStatus",
     "changed_since",
+    "forget_base",
     "open_running",
     "remember_base",
     "running",

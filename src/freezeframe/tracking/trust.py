@@ -43,9 +43,14 @@ def remember_base(tracker: Tracker, repository_id: str, image_id: str) -> None:
     any moment, either the old base stands with the old set, or the new one with an empty set.
     """
     if tracker.doubts():
-        tracker.places.base(repository_id).unlink(missing_ok=True)
+        forget_base(tracker, repository_id)
         return
     tracker.settle(repository_id, image_id)
+
+
+def forget_base(tracker: Tracker, repository_id: str) -> None:
+    """Have the repository's next image read in full."""
+    tracker.places.base(repository_id).unlink(missing_ok=True)
 
 
 def changed_since(tracker: Tracker, repository_id: str) -> Base | Distrust:

@@ -52,13 +52,13 @@ class HotDisk:
     #: For the structures of filesystems.
     memory: RememberingReader
     overlay: GranuleOverlay
-    #: Bytes it may grow to.
-    memory_limit: int
     #: What an earlier image has of it.
     parent: ParentDisk | None = None
     #: What is never kept: areas in use as swap.
     never: Extents = field(default_factory=Extents.empty)
     want: Extents = field(default_factory=Extents.empty)
+    #: In use by the last estimate.
+    used: Extents = field(default_factory=Extents.empty)
     #: What may be in use though the last estimate does not say so: written since the flush,
     #: or found missing after a freeze.
     recent: Extents = field(default_factory=Extents.empty)
@@ -69,8 +69,10 @@ class HotDisk:
     unreadable: Extents = field(default_factory=Extents.empty)
     #: Granules to be read into memory, ascending.
     owed: Granules = field(default_factory=lambda: np.empty(0, np.int64))
-    #: Granules written to in the last freeze, in spite of it.
+    #: Granules written to in the last freeze, in spite of it; and those of them that were
+    #: when it had to end.
     stirred: list[Granules] = field(default_factory=list)
+    moving: Granules = field(default_factory=lambda: np.empty(0, np.int64))
     #: Marks taken so far, and bytes read into the image or the overlay.
     marks: int = 0
     bytes_read: int = 0
@@ -118,10 +120,16 @@ class HotDisk:
         self.recent = self.recent | (extents - self.never)
         self.want = self.want | (extents - self.never)
 
+    def forget_recent(self) -> None:
+        """Take the next estimate's word for what was written before a flush that has ended."""
+        self.recent = Extents.empty()
+
     def estimate(self, used: Extents) -> None:
         """Take an estimate of what is in use, in bytes, for what is worth copying."""
+        self.used = used
         self.want = (used - self.never) | self.recent
-        self.owed = self.needed().units(GRANULE)
+        # Marks taken meanwhile, too: what they are of may be in memory as it was before.
+        self.account()
 
     def take_from_parent(self, changed: Extents) -> Granules:
         """Count on what the parent has and `changed` does not name; return the chunks to take.
@@ -167,15 +175,15 @@ class HotDisk:
         rewritten = Extents.from_blocks(extents.units(CHUNK), CHUNK)
         self.covered = (self.covered - rewritten) | extents
 
-    def has_room(self) -> bool:
-        """Whether what is owed fits into memory; takes more of it where that is allowed.
+    def has_room(self, limit: int) -> bool:
+        """Whether what is owed fits into memory; takes more of it, `limit` bytes at most.
 
         Not in a freeze.
         """
         missing = self.overlay.missing_room(self.owed)
         if missing or self.overlay.free < _SPARE:
             wanted = (self.overlay.capacity + 2 * missing + 2 * _SPARE) * GRANULE
-            self.overlay.grow(min(wanted, self.memory_limit))
+            self.overlay.grow(min(wanted, limit))
             missing = self.overlay.missing_room(self.owed)
         return not missing
 
@@ -188,36 +196,35 @@ class HotDisk:
         fails to give is zeros, and noted.
         """
         owed, done = self.owed, 0
-        while done < len(owed):
+        left = owed[:0]
+        while done < len(owed) and not len(left):
             if until is not None and time.monotonic() >= until:
                 break
             batch = owed[done : done + _BATCH]
             left = self._read(batch, pool)
-            done += len(batch) - len(left)
-            if len(left):
-                break
-        self.owed = owed[done:]
+            done += len(batch)
+        self.owed = np.concatenate([left, owed[done:]])
         # What they held was written over.
         self.overlay.discard(self.owed)
-        self.bytes_read += done * GRANULE
+        self.bytes_read += (len(owed) - len(self.owed)) * GRANULE
         return not len(self.owed)
 
     def _read(self, granules: Granules, pool: Executor | None) -> Granules:
-        room = len(granules) - self.overlay.missing_room(granules)
+        """Read these; return those that found no room."""
         try:
-            # Those without room last, so that what is left is what follows.
-            self.overlay.read_granules(self.reader, granules[:room], pool)
+            return self.overlay.read_granules(self.reader, granules, pool)
         except UnreadableRange:
             return self._salvage(granules)
-        return granules[room:]
 
     def _salvage(self, granules: Granules) -> Granules:
-        for place, granule in enumerate(granules.tolist()):
-            if self.overlay.missing_room(granules[place : place + 1]):
-                return granules[place:]
+        left: list[int] = []
+        for granule in granules.tolist():
+            if self.overlay.missing_room(np.array([granule], np.int64)):
+                left.append(granule)
+                continue
             bad = read_salvaging(self.reader, granule * GRANULE, self.overlay.slot(granule))
             self.add_unreadable(bad)
-        return granules[:0]
+        return np.array(left, np.int64)
 
     def overlay_by_chunk(self) -> dict[int, dict[int, memoryview]]:
         """Return what is in memory: chunk → number of the granule within → its bytes."""

@@ -13,52 +13,30 @@ marks say that it was not written until the freeze.
 
 from __future__ import annotations
 
-import contextlib
+import datetime as dt
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from freezeframe.backup.hot.copying import Content, copy_needed, store_overlays
-from freezeframe.backup.hot.disk import HotDisk
-from freezeframe.backup.hot.pace import Pace
-from freezeframe.backup.hot.settings import HotSettings, IfBusy, NotConverging
+from freezeframe.backup.hot import maps
+from freezeframe.backup.hot.copying import copy_needed, store_overlays
+from freezeframe.backup.hot.freezing import SHRINKS, STALLS, Freezing
 from freezeframe.backup.hot.states import RegionState, stirred_states
-from freezeframe.backup.hot.tracked import Tracked
-from freezeframe.backup.plan import DiskPlan, Source, plan_disks
-from freezeframe.block.base import Reader
-from freezeframe.block.remembering import FrozenView, NotRemembered
-from freezeframe.block.window import Window as RegionReader
-from freezeframe.core.errors import FreezeBroken, FreezeError, FreezeframeError
+from freezeframe.backup.hot.world import World
+from freezeframe.backup.plan import DiskPlan
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
-from freezeframe.core.progress import Progress
-from freezeframe.core.units import GRANULE, human_size
-from freezeframe.fs.base import Peers, State, UsedMap
-from freezeframe.fs.detect import used_map
+from freezeframe.core.units import GRANULE, MIB, human_size
 from freezeframe.image.manifest import FreezeRecord, HotProof, PassRecord
-from freezeframe.image.writer import ImageWriter
-from freezeframe.layout.base import DiskLayout
-from freezeframe.layout.capture import capture
-from freezeframe.shadow.freezer import Freezer, Window
-from freezeframe.tracking import HarvestOverflow
+from freezeframe.shadow.freezer import Window
 
-#: A pass that leaves more than this part of what the one before left does not converge.
-_SHRINKS = 0.7
-#: So many such passes in a row are enough to see it.
-_STALLS = 3
-#: Passes over the disk, and quick ones into memory, at most.
+#: Passes over the disk, at most.
 _MOST_PASSES = 24
-_QUICK_PASSES = 16
-_UNDRAINED_PASSES = 3
 #: Freezes that may turn out to lack something before the maps are parsed inside of one.
 _VIEWS = 4
-#: Short freezes in a row, where writers are held down.
-_SHORT_FREEZES = 200
-#: Threads that read in the freeze, so that a fast disk has several reads under way.
-_READERS = 4
-
-#: Gives the state of each region of a disk, by its start, for the filesystems of now.
-States = Callable[[HotDisk, DiskLayout], dict[int, RegionState]]
+#: More than this written where nothing is in use is worth a flush, to know that for certain.
+_WORTH_A_FLUSH = 64 * MIB
+#: A pause that is longer than asked for by this is worth a word.
+_OVERDUE = 1.5
 
 
 @dataclass(slots=True)
@@ -68,490 +46,171 @@ class HotResult:
     plans: tuple[DiskPlan, ...]
     states: tuple[dict[int, RegionState], ...]
     proof: HotProof
+    #: When everything was frozen.
+    moment: dt.datetime
 
 
 class HotEngine:
     """One hot image under way. Made for one `run`, in the main thread."""
 
-    def __init__(
-        self,
-        disks: Sequence[HotDisk],
-        sources: Sequence[Source],
-        tracked: Sequence[Tracked],
-        freezer: Freezer,
-        states: States,
-        image: ImageWriter,
-        progress: Progress,
-        settings: HotSettings,
-        *,
-        content: Content,
-        flush: Callable[[], None],
-        unchanged: Callable[[], bool],
-    ) -> None:
-        """Take everything opened.
-
-        `sources` are the disks as plans name them, in the same order. `content` gives a
-        stored blob, `flush` makes all that was stored readable by it, `unchanged` tells
-        whether the same filesystems are mounted as when the freezer was made.
-        """
-        self._disks = disks
-        self._sources = sources
-        self._tracked = tracked
-        self._freezer = freezer
-        self._states = states
-        self._image = image
-        self._progress = progress
-        self._settings = settings
-        self._content = content
-        self._flush = flush
-        self._unchanged = unchanged
-        self._pace = Pace(
-            [each.disks[0].node.whole for each in tracked],
-            limit=settings.limit_read,
-            back_off=settings.back_off,
-        )
-        self._plans: tuple[DiskPlan, ...] = ()
-        self._state_maps: list[dict[int, RegionState]] = []
-        self._passes: list[PassRecord] = []
-        self._freeze_call = 0.0
-        self._windows = 0
-        self._slowed = False
-        self._inside = False
-        self._notes: list[str] = []
-        self._residual = 0
-        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="residual")
-
-    # -- the time line ------------------------------------------------------------------
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.freezing = Freezing(world, self._make_room)
 
     def run(self) -> HotResult:
         """Make everything the image holds stored, as of one moment; the caller commits.
 
         Raises `NotConverging`, `FreezeError` and its kind, and what reading and storing raise.
         """
-        with self._pool:
+        world = self.world
+        with world.pool:
             # Threads that run already: none is to be started in the freeze.
-            list(self._pool.map(time.sleep, [0.001] * _READERS))
-            self._begin()
+            list(world.pool.map(time.sleep, [0.001] * 4))
+            self.begin()
             for _ in range(_VIEWS):
-                self._converge()
-                window = self._settle()
-                plans = self._view()
-                if plans is not None:
+                self.converge()
+                window = self.freezing.settle()
+                if (plans := self._plans()) is not None:
                     return self._finish(window, plans)
-            self._inside = True
-            self._notes.append("used maps were read inside the freeze")
-            self._converge()
-            window = self._settle()
-            return self._finish(window, self._plans)
+                world.note("a freeze lacked something and was done again")
+                # What is in memory is good until it is marked; it makes room for the next try.
+                world.flush()
+                self._store()
+            world.inside = True
+            world.note("used maps were read inside the freeze")
+            self.converge()
+            window = self.freezing.settle()
+            return self._finish(window, self.freezing.plans)
 
-    def _begin(self) -> None:
-        """Flush, so that what is on the disks can be read, and read it."""
-        for each in self._tracked:
-            if each.tracker.record.mode == "classic":
-                self._notes.append(
+    def _plans(self) -> tuple[DiskPlan, ...] | None:
+        """Return the plans of the moment; None where the freeze lacked something for them."""
+        if self.world.inside:
+            return self.freezing.plans
+        return maps.frozen_plans(self.world)
+
+    def begin(self) -> None:
+        """Flush, so that what is on the disks can be read."""
+        world = self.world
+        for each in world.tracked:
+            if each.mode == "classic":
+                world.note(
                     f"writes to {each.tracker.disk.name} were followed without BTF: one may be"
                     " missed while another BPF program runs"
                 )
-        times = self._freezer.flush()
-        self._freeze_call = max((each.freeze for each in times), default=0.0)
-        self._harvest()
+        world.flush_filesystems()
+        world.harvest()
         # Nothing read before the flush is kept: writes under way when tracking began may have
         # no mark, and only the flush has waited for them.
-        for disk in self._disks:
+        for disk in world.disks:
             disk.memory.clear()
-        for each in self._tracked:
+        for each in world.tracked:
             each.undrained.clear()
-        self._pace.watch()
-        layouts = [
-            capture(disk.memory, source.path)
-            for disk, source in zip(self._disks, self._sources, strict=True)
-        ]
-        self._state_maps = [
-            self._states(disk, layout) for disk, layout in zip(self._disks, layouts, strict=True)
-        ]
+        world.pace.watch()
+        maps.find_states(world)
 
-    def _converge(self) -> None:
+    def converge(self) -> None:
         """Copy ahead until what is left fits into memory, or it is seen that it never will."""
-        stalls = 0
-        before = float("inf")
+        world = self.world
+        memory = world.settings.residual_memory
+        stalls, before = 0, float("inf")
         for _ in range(_MOST_PASSES):
-            marks = self._harvest()
-            for disk in self._disks:
+            marks = world.harvest()
+            for disk in world.disks:
                 disk.account()
-            self._estimate()
-            need = sum(len(disk.owed) for disk in self._disks) * GRANULE
-            memory = self._settings.residual_memory
+            self._forget_idle_marks()
+            maps.estimate(world)
+            need = sum(len(disk.owed) for disk in world.disks) * GRANULE
             # Once at least: what is copied ahead is stored whole and at leisure.
-            if not need or (self._passes and need <= memory // 4):
+            if not need or (world.passes and need <= memory // 4):
                 return
-            stalls = stalls + 1 if need > before * _SHRINKS else 0
+            stalls = stalls + 1 if need > before * SHRINKS else 0
             # What is written all the time is better read into memory than stored each time.
-            if stalls >= _STALLS or (stalls and need <= memory * 3 // 4):
+            if stalls >= STALLS or (stalls and need <= memory * 3 // 4):
                 return
             before = need
-            begun = time.monotonic()
-            copied = self._copy()
-            self._passes.append(
-                PassRecord(bytes=copied, seconds=round(time.monotonic() - begun, 3), marks=marks)
-            )
+            self._copy(marks)
 
-    def _copy(self) -> int:
-        return copy_needed(
-            self._disks,
-            self._image,
-            self._progress,
-            self._pace,
-            content=self._read_back,
-            threads=self._settings.threads,
+    def _forget_idle_marks(self) -> None:
+        """Flush where much was written to what is not in use: then maps tell, not marks.
+
+        A trim marks all free space, and what is marked may be in use until a flush.
+        """
+        world = self.world
+        idle = sum((disk.recent - disk.used).total for disk in world.disks)
+        if not world.passes or idle < _WORTH_A_FLUSH:
+            return
+        world.flush_filesystems()
+        for disk in world.disks:
+            disk.forget_recent()
+
+    def _copy(self, marks: int = 0) -> None:
+        world = self.world
+        begun = time.monotonic()
+        copied = copy_needed(
+            world.disks,
+            world.image,
+            world.progress,
+            world.pace,
+            content=world.content,
+            threads=world.settings.threads,
         )
+        seconds = round(time.monotonic() - begun, 3)
+        world.passes.append(PassRecord(bytes=copied, seconds=seconds, marks=marks))
+
+    def _store(self) -> None:
+        """Put what is in memory into its chunks. All that was stored must be flushed."""
+        world = self.world
+        store_overlays(
+            world.disks,
+            world.image,
+            world.progress,
+            content=world.content,
+            threads=world.settings.threads,
+        )
+
+    def _make_room(self) -> None:
+        """Store what is in memory, and what would not fit: a pass as any other."""
+        self.world.flush()
+        for disk in self.world.disks:
+            disk.account()
+        self._store()
+        self._copy()
 
     def _finish(self, window: Window, plans: tuple[DiskPlan, ...]) -> HotResult:
         """Put what is in memory into the image."""
-        self._flush()
-        store_overlays(
-            self._disks,
-            self._image,
-            self._progress,
-            content=self._read_back,
-            threads=self._settings.threads,
-        )
-        for disk, plan in zip(self._disks, plans, strict=True):
-            if missing := plan.used - disk.covered - disk.unreadable:
+        world = self.world
+        world.flush()
+        self._store()
+        for disk, plan in zip(world.disks, plans, strict=True):
+            if missing := plan.used - disk.covered:
                 raise FreezeframeError(
                     f"{human_size(missing.total)} of {disk.path} were not copied:"
                     " no image was made",
                     hint="this is a mistake of freezeframe: please report it",
                 )
-        states = [
-            stirred_states(states, plan.layout, disk.stirred_extents())
-            for disk, plan, states in zip(self._disks, plans, self._state_maps, strict=True)
-        ]
-        return HotResult(plans, tuple(states), self._proof(window))
-
-    def _read_back(self, blob_id: bytes) -> bytes:
-        return self._content(blob_id)
-
-    # -- marks --------------------------------------------------------------------------
-
-    def _harvest(self, *, frozen: bool = False) -> int:
-        return sum(each.harvest(frozen=frozen) for each in self._tracked)
-
-    def _check_trackers(self) -> None:
-        for each in self._tracked:
-            if reasons := each.tracker.broken():
-                raise FreezeBroken(
-                    f"writes to {each.tracker.disk.name} may have been missed:"
-                    f" {'; '.join(reasons)}",
-                    hint="no image was made: run it again",
-                )
-
-    # -- used maps ----------------------------------------------------------------------
-
-    def _estimate(self) -> None:
-        """Read the used maps as they lie on the disks now: what is worth copying ahead."""
-        # With the tables, so that what they are read from stays remembered.
-        plans = self._plan([disk.memory for disk in self._disks], State.LIVE)
-        for disk, plan in zip(self._disks, plans, strict=True):
-            disk.memory.trim()
-            disk.estimate(self._guess(disk, plan))
-
-    def _guess(self, disk: HotDisk, plan: DiskPlan) -> Extents:
-        """Return the estimate; where a moving filesystem gave none, what its parent has."""
-        used = plan.used
-        for part in plan.regions:
-            content = part.content
-            state = self._state_maps[disk.number].get(part.region.start)
-            if content is None or content.understood or state is None:
-                continue
-            if state.state is State.FROZEN and disk.parent is not None:
-                span = Extents.single(part.region.start, part.region.stop)
-                used = (used - span) | (disk.parent.used & span)
-        return used
-
-    def _plan(
-        self,
-        readers: Sequence[Reader],
-        state: State,
-    ) -> tuple[DiskPlan, ...]:
-        """Plan all disks as `readers` show them; `state` is that of what will be frozen."""
-        by_reader = {id(reader): number for number, reader in enumerate(readers)}
-
-        def read(reader: RegionReader, peers: Peers) -> UsedMap:
-            found = self._state_maps[by_reader[id(reader.base)]].get(reader.start)
-            if found is None or found.state is State.FROZEN:
-                return used_map(reader, peers, state=state, volumes=_volumes(found, state))
-            if found.state is State.AT_REST:
-                return used_map(reader, peers)
-            content = used_map(reader, peers, state=State.LIVE)
-            # Nobody can vouch for a map that changes while all else is frozen.
-            everything = Extents.single(0, reader.size)
-            return replace(content, used=everything, understood=False, notes=(found.note,))
-
-        sources = [
-            replace(source, reader=reader)
-            for source, reader in zip(self._sources, readers, strict=True)
-        ]
-        return plan_disks(sources, read_map=read)
-
-    def _view(self) -> tuple[DiskPlan, ...] | None:
-        """Plan the disks as they were in the freeze; None, and more to copy, if that fails."""
-        for disk in self._disks:
-            disk.account()
-        views = [FrozenView(disk.memory, disk.overlay) for disk in self._disks]
-        plans: tuple[DiskPlan, ...] | None = None
-        # Used maps swallow what they lack, a partition table cannot.
-        with contextlib.suppress(NotRemembered):
-            plans = self._plan(views, State.FROZEN)
-        if plans is None or not all(view.complete for view in views):
-            # Once more, going on where bytes are missing, to find all of them at once.
-            views = [FrozenView(disk.memory, disk.overlay, guess=True) for disk in self._disks]
-            guessed = self._plan(views, State.FROZEN)
-            plans = plans or guessed
-        complete = True
-        # A map that lacked something says nothing of what is used.
-        known = all(view.complete for view in views)
-        for disk, view, plan in zip(self._disks, views, plans, strict=True):
-            if known:
-                missing = plan.used - disk.covered - disk.overlay.extents() - disk.unreadable
-                disk.require(missing)
-            else:
-                missing = view.missing
-                disk.structures = disk.structures | missing
-            complete = complete and not missing
-        if complete:
-            return plans
-        self._notes.append("a freeze lacked something and was done again")
-        # What is in memory is good until it is marked; it makes room for the next try.
-        self._flush()
-        store_overlays(
-            self._disks, self._image, self._progress,
-            content=self._read_back, threads=self._settings.threads,
-        )  # fmt: skip
-        return None
-
-    # -- the freeze ---------------------------------------------------------------------
-
-    def _settle(self) -> Window:
-        """Freeze, so briefly as was asked; return the window in which all was read."""
-        for disk in self._disks:
-            disk.account()
-            # Structures that an earlier view lacked.
-            for start, stop in disk.structures:
-                disk.memory.read_at(start, stop - start)
-        self._quick_passes()
-        allowed = self._settings.max_pause
-        window, done = self._window(allowed)
-        if done:
-            return window
-        return self._settle_busy(window)
-
-    def _settle_busy(self, window: Window) -> Window:
-        """Do what the user chose for a machine that writes faster than it can be copied."""
-        settings = self._settings
-        choice = settings.if_busy
-        left = sum(len(disk.owed) for disk in self._disks) * GRANULE
-        if choice is IfBusy.FAIL:
-            raise NotConverging(
-                f"{human_size(left)} were left to be read when a pause of"
-                f" {settings.max_pause * 1000:.0f} ms was over",
-                hint="allow a longer pause (--max-pause), hold writers down"
-                " (--if-busy slow-writers), or make the image at a calmer time",
+        states = tuple(
+            stirred_states(
+                states,
+                plan.layout,
+                disk.stirred_extents(),
+                Extents.from_blocks(disk.moving, GRANULE),
             )
-        if choice is IfBusy.LONGER_PAUSE:
-            return self._longer_pause(settings.max_pause)
-        self._slowed = True
-        self._progress.note(
-            f"written to faster than it can be copied ({human_size(left)} were left):"
-            " holding writers down by short freezes"
+            for disk, plan, states in zip(world.disks, plans, world.states, strict=True)
         )
-        gap = 0.05
-        for _ in range(_SHORT_FREEZES):
-            self._read_quickly(time.monotonic() + gap)
-            window, done = self._window(settings.max_pause, sync=False)
-            if done:
-                return window
-            gap = max(gap / 2, 0.002)
-        raise NotConverging(
-            f"even {_SHORT_FREEZES} short freezes did not let copying catch up",
-            hint="allow a longer pause: --max-pause",
-        )
-
-    def _longer_pause(self, pause: float) -> Window:
-        longest = self._freezer.limit * 0.8
-        while pause < longest:
-            pause = min(pause * 2, longest)
-            self._progress.note(f"trying a pause of {pause * 1000:.0f} ms")
-            self._quick_passes()
-            window, done = self._window(pause)
-            if done:
-                return window
-        raise NotConverging(
-            f"a pause of {pause:.1f} s was not enough",
-            hint="hold writers down (--if-busy slow-writers), or give more memory"
-            " (--residual-memory)",
-        )
-
-    def _quick_passes(self) -> None:
-        """Read what is marked into memory, again and again, until little is left."""
-        before = float("inf")
-        stalls = 0
-        if any(each.bio_based for each in self._tracked):
-            # What is harvested from now on is read once more in the freeze: not too much.
-            passes = _UNDRAINED_PASSES
-            self._freezer.flush()
-            for each in self._tracked:
-                each.drained()
-        else:
-            passes = _QUICK_PASSES
-        for _ in range(passes):
-            self._harvest()
-            owed = sum(len(disk.owed) for disk in self._disks)
-            if not self._room():
-                self._make_room()
-                continue
-            begun = time.monotonic()
-            for disk in self._disks:
-                disk.read_owed(self._pool)
-            cost = (time.monotonic() - begun) / max(owed, 1)
-            left = sum(tracked.tracker.count() for tracked in self._tracked)
-            if left * cost + self._freeze_call <= self._settings.max_pause / 2:
-                return
-            stalls = stalls + 1 if left > before * _SHRINKS else 0
-            if stalls >= _STALLS:
-                return
-            before = left
-
-    def _read_quickly(self, until: float) -> None:
-        """Read what is marked into memory for so long."""
-        while True:
-            self._harvest()
-            if not self._room():
-                self._make_room()
-            done = [disk.read_owed(self._pool, until) for disk in self._disks]
-            if time.monotonic() >= until or all(done):
-                return
-
-    def _room(self) -> bool:
-        return all(disk.has_room() for disk in self._disks)
-
-    def _make_room(self) -> None:
-        """Store what is in memory, and what would not fit: a pass as any other."""
-        self._flush()
-        for disk in self._disks:
-            disk.account()
-        store_overlays(
-            self._disks, self._image, self._progress,
-            content=self._read_back, threads=self._settings.threads,
-        )  # fmt: skip
-        begun = time.monotonic()
-        copied = self._copy()
-        self._passes.append(PassRecord(bytes=copied, seconds=round(time.monotonic() - begun, 3)))
-
-    def _last(self) -> None:
-        """Do what is done just before the freeze: what the sync has written is read now."""
-        for each in self._tracked:
-            each.tracker.prepare()
-        self._harvest()
-        until = time.monotonic() + self._settings.max_pause
-        for disk in self._disks:
-            disk.has_room()
-            disk.read_owed(self._pool, until)
-
-    def _window(self, allowed: float, *, sync: bool = True) -> tuple[Window, bool]:
-        """Freeze everything and read what was written; return whether that was all.
-
-        `allowed` in seconds, from asking for the freeze to the thaw.
-        """
-        if not self._unchanged():
-            raise FreezeError(
-                "filesystems were mounted or unmounted meanwhile", hint="run it again"
-            )
-        self._windows += 1
-        done = False
-        for disk in self._disks:
-            disk.stirred.clear()
-        before, begun = 0, 0.0
-
-        def last() -> None:
-            nonlocal before, begun
-            self._last()
-            before = sum(disk.bytes_read for disk in self._disks)
-            begun = time.monotonic()
-
-        try:
-            with self._freezer.window(sync=sync, last=last) as window:
-                # Of what is allowed, something is kept for the thaw; and where freezing took
-                # all of it, what was written must be read nevertheless.
-                until = max(begun + allowed * 0.9, time.monotonic() + allowed * 0.3)
-                done = self._read_frozen(until)
-        finally:
-            self._residual = sum(disk.bytes_read for disk in self._disks) - before
-        self._check_trackers()
-        if not self._unchanged():
-            raise FreezeError(
-                "filesystems were mounted or unmounted during the freeze",
-                hint="no image was made: run it again",
-            )
-        if window.times:
-            self._freeze_call = window.since - min(each.asked for each in window.times)
-        return window, done
-
-    def _read_frozen(self, until: float) -> bool:
-        """Read what was written before the freeze. Everything waits meanwhile."""
-        try:
-            self._harvest(frozen=True)
-        except HarvestOverflow:
-            return False
-        for each in self._tracked:
-            each.drained()
-        # All of them, even where the time is up: what is left of each must be known.
-        if not all([disk.read_owed(self._pool, until) for disk in self._disks]):  # noqa: C419
-            return False
-        self._settle_unfrozen(until)
-        if self._inside:
-            self._parse_inside()
-        return True
-
-    def _settle_unfrozen(self, until: float) -> None:
-        """Read what is written to in spite of the freeze, until a pass sees nothing written.
-
-        What cannot be frozen is synced each time. What is written to by others is no longer
-        of one moment, and the image says so.
-        """
-        while True:
-            self._freezer.sync_unfreezable()
-            self._harvest(frozen=True)
-            if not any(len(disk.owed) for disk in self._disks):
-                return
-            for disk in self._disks:
-                disk.stirred.append(disk.owed)
-                disk.read_owed(self._pool)
-            if time.monotonic() > until:
-                self._notes.append("something was still written to when the freeze had to end")
-                return
-
-    def _parse_inside(self) -> None:
-        """Read the used maps from the frozen disks, and what of them nobody has read."""
-        for disk in self._disks:
-            disk.account()
-        self._plans = self._plan([disk.memory for disk in self._disks], State.FROZEN)
-        for disk, plan in zip(self._disks, self._plans, strict=True):
-            disk.require(plan.used)
-            disk.account()
-            if not disk.read_owed(self._pool):
-                raise NotConverging(
-                    "what must be read inside the freeze does not fit into memory",
-                    hint="give more: --residual-memory",
-                )
-
-    # -- the evidence -------------------------------------------------------------------
+        return HotResult(plans, states, self._proof(window), world.moment or world.now())
 
     def _proof(self, window: Window) -> HotProof:
+        world = self.world
+        asked = world.settings.max_pause
+        if window.pause > asked * _OVERDUE:
+            world.note(f"the pause was longer than the {asked * 1000:.0f} ms asked for")
         return HotProof(
             pause_ms=_ms(window.pause),
-            residual_bytes=self._residual,
-            windows=self._windows,
-            passes=tuple(self._passes),
+            longest_pause_ms=_ms(world.pauses.longest),
+            all_pauses_ms=_ms(world.pauses.total),
+            residual_bytes=world.residual,
+            windows=world.pauses.windows,
+            passes=tuple(world.passes),
             freezes=tuple(
                 FreezeRecord(
                     point=each.point,
@@ -564,16 +223,9 @@ class HotEngine:
             ),
             unfrozen=tuple(each.point for each in window.unfreezable),
             memory_locked=window.memory_locked,
-            slowed_writers=self._slowed,
-            notes=tuple(dict.fromkeys(self._notes)),
+            slowed_writers=world.slowed,
+            notes=tuple(world.notes),
         )
-
-
-def _volumes(found: RegionState | None, state: State) -> dict[str, State] | None:
-    """Return the states of logical volumes; those to be frozen are in `state` now."""
-    if found is None or found.volumes is None:
-        return None
-    return {name: state if each is State.FROZEN else each for name, each in found.volumes.items()}
 
 
 def _ms(seconds: float) -> float:

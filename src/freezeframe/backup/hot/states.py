@@ -48,6 +48,8 @@ def region_states(
     found: dict[int, RegionState] = {}
     for region in layout.regions:
         if region.role not in (Role.PARTITION, Role.WHOLE):
+            # Nobody mounts it; should anybody write to it, its marks will tell.
+            found[region.start] = RegionState(State.AT_REST, Consistency.FROZEN)
             continue
         here = node if region.role is Role.WHOLE else partitions.get(region.start)
         if here is None:
@@ -60,17 +62,24 @@ def region_states(
 
 
 def stirred_states(
-    states: Mapping[int, RegionState], layout: DiskLayout, stirred: Extents
+    states: Mapping[int, RegionState], layout: DiskLayout, stirred: Extents, moving: Extents
 ) -> dict[int, RegionState]:
-    """Return the states as they turned out: what was written to in the freeze was not frozen."""
+    """Return the states as they turned out: what was written to in the freeze was not frozen.
+
+    `stirred` was written to and read again until nothing came any more, `moving` until the
+    freeze had to end; both in bytes of the disk.
+    """
     found = dict(states)
     for region in layout.regions:
-        state = found.get(region.start)
-        if state is None or not stirred.touches(region.start, region.stop):
-            continue
-        if state.state is not State.LIVE:
+        # What was not there when the image was begun: a partition made meanwhile.
+        state = found.get(region.start, RegionState(State.LIVE, Consistency.CRASH))
+        if moving.touches(region.start, region.stop):
+            note = "written to all through the freeze: parts of it may be of different moments"
+            state = replace(state, consistency=Consistency.MOVING, note=note)
+        elif stirred.touches(region.start, region.stop) and state.state is not State.LIVE:
             note = "something other than its filesystem wrote to it during the freeze"
-            found[region.start] = replace(state, consistency=Consistency.CRASH, note=note)
+            state = replace(state, consistency=Consistency.CRASH, note=note)
+        found[region.start] = state
     return found
 
 

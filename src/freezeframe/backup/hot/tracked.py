@@ -37,6 +37,11 @@ class Tracked:
         return len(granules)
 
     @property
+    def mode(self) -> str:
+        """How writes are followed: `requests`, `bios`, or `classic` where there is no BTF."""
+        return self.tracker.record.mode
+
+    @property
     def bio_based(self) -> bool:
         """Whether the disk takes bios as they come (dm, md)."""
         return self.tracker.disk.bio_based
