@@ -37,7 +37,7 @@ from freezeframe.fs.base import Peers, State, UsedMap
 from freezeframe.fs.detect import used_map
 from freezeframe.image.manifest import FreezeRecord, HotProof, PassRecord
 from freezeframe.image.writer import ImageWriter
-from freezeframe.layout.base import DiskLayout
+from freezeframe.layout.base import DiskLayout, Role
 from freezeframe.layout.capture import capture
 from freezeframe.shadow.freezer import Freezer, Window
 from freezeframe.tracking import HarvestOverflow
@@ -196,6 +196,13 @@ class HotEngine:
 
     def _finish(self, window: Window, plans: tuple[DiskPlan, ...]) -> HotResult:
         """Put what is in memory into the image."""
+        for layout, plan in zip(self._layouts, plans, strict=True):
+            if _places(layout) != _places(plan.layout):
+                # What was said of the regions, and who was frozen, was about others.
+                raise FreezeError(
+                    f"the partitions of {plan.source.path} were changed meanwhile",
+                    hint="no image was made: run it again",
+                )
         self._flush()
         store_overlays(
             self._disks,
@@ -545,6 +552,10 @@ def _volumes(found: RegionState | None, state: State) -> dict[str, State] | None
     if found is None or found.volumes is None:
         return None
     return {name: state if each is State.FROZEN else each for name, each in found.volumes.items()}
+
+
+def _places(layout: DiskLayout) -> list[tuple[Role, int, int]]:
+    return [(region.role, region.start, region.length) for region in layout.regions]
 
 
 def _ms(seconds: float) -> float:
