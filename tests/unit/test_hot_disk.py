@@ -1,10 +1,10 @@
-"""What a hot image holds is the disk as it was in the freeze: against the worst of writers."""
+"""A hot image is the disk as it was in the freeze, whatever is written at the worst moments."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freezeframe.app.backup import disk_record, new_manifest, pieces
+from freezeframe.backup import plan as plan_module
 from freezeframe.backup.hot import disk as disk_module
 from freezeframe.backup.hot import engine as engine_module
 from freezeframe.backup.hot import maps as maps_module
@@ -27,9 +28,10 @@ from freezeframe.backup.hot.settings import HotSettings, IfBusy, NotConverging
 from freezeframe.backup.hot.states import RegionState
 from freezeframe.backup.hot.world import World as Underway
 from freezeframe.backup.plan import Source
+from freezeframe.block.base import Reader
 from freezeframe.block.overlay import GranuleOverlay
 from freezeframe.block.remembering import RememberingReader
-from freezeframe.core.errors import FreezeBroken, FreezeframeError
+from freezeframe.core.errors import FreezeBroken, FreezeError, FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Silent
 from freezeframe.core.units import CHUNK, GRANULE, KIB, MIB
@@ -440,7 +442,7 @@ def test_whatever_is_done_in_whatever_order(
                 [disk], image, Silent(), PACE, content=content, threads=1
             ),
             "read": lambda looks: _read(disk, monkeypatch, looks),
-            "grow": lambda _: disk.has_room(),
+            "grow": lambda _: disk.has_room(memory * GRANULE),
             "store": lambda _: (disk.account(), store()),
             "window": window,
         }
@@ -510,3 +512,18 @@ def test_other_filesystems_than_before(
     assert (images.filesystems.renewed, images.windows) == (1, windows)
     assert any("mounted or unmounted" in note for note in images.notes)
     assert not images.worlds[0].frozen
+
+
+def test_other_partitions_than_before(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Images(repository, [World(SIZE, 1)])
+    real = plan_module.capture
+
+    def changed(reader: Reader, *arguments: str, keep_gaps: bool) -> DiskLayout:
+        layout = real(reader, *arguments, keep_gaps=keep_gaps)
+        return replace(layout, regions=[replace(layout.regions[0], length=SIZE - BLOCK)])
+
+    monkeypatch.setattr(plan_module, "capture", changed)
+    with pytest.raises(FreezeError, match="partitions of /dev/toy0 were changed"):
+        images.make()

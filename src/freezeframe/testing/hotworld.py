@@ -59,9 +59,11 @@ class World:
         self._count = 0
         #: The bitmap as it lies on the disk.
         self._packed = np.zeros(-(-len(self.bits) // 8), np.uint8)
-        for _ in range(40):
+        for _ in range(80):
             self.act()
         self.sync()
+        # Tracked from now on.
+        self.marks[:] = False
 
     # -- the writer -----------------------------------------------------------------------
 

@@ -23,10 +23,11 @@ from freezeframe.backup.hot.freezing import SHRINKS, STALLS, Freezing
 from freezeframe.backup.hot.states import RegionState, stirred_states
 from freezeframe.backup.hot.world import World
 from freezeframe.backup.plan import DiskPlan
-from freezeframe.core.errors import FreezeframeError
+from freezeframe.core.errors import FreezeError, FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import GRANULE, MIB, human_size
 from freezeframe.image.manifest import FreezeRecord, HotProof, PassRecord
+from freezeframe.layout.base import DiskLayout, Role
 from freezeframe.shadow.freezer import Window
 
 #: Passes over the disk, at most.
@@ -179,6 +180,13 @@ class HotEngine:
     def _finish(self, window: Window, plans: tuple[DiskPlan, ...]) -> HotResult:
         """Put what is in memory into the image."""
         world = self.world
+        for layout, plan in zip(world.layouts, plans, strict=True):
+            if _places(layout) != _places(plan.layout):
+                # What was said of the regions, and who was frozen, was about others.
+                raise FreezeError(
+                    f"the partitions of {plan.source.path} were changed meanwhile",
+                    hint="no image was made: run it again",
+                )
         world.flush()
         self._store()
         for disk, plan in zip(world.disks, plans, strict=True):
@@ -226,6 +234,10 @@ class HotEngine:
             slowed_writers=world.slowed,
             notes=tuple(world.notes),
         )
+
+
+def _places(layout: DiskLayout) -> list[tuple[Role, int, int]]:
+    return [(region.role, region.start, region.length) for region in layout.regions]
 
 
 def _ms(seconds: float) -> float:

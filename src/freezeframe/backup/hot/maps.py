@@ -21,9 +21,13 @@ from freezeframe.layout.capture import capture
 
 def find_states(world: World) -> None:
     """Find out what may be believed of each region, now that filesystems are known."""
-    world.states = [
-        world.filesystems.states(disk, capture(disk.memory, source.path))
+    world.layouts = [
+        capture(disk.memory, source.path)
         for disk, source in zip(world.disks, world.sources, strict=True)
+    ]
+    world.states = [
+        world.filesystems.states(disk, layout)
+        for disk, layout in zip(world.disks, world.layouts, strict=True)
     ]
 
 

@@ -74,6 +74,8 @@ class World:
     #: Makes all that was stored readable by `content`.
     flush: Callable[[], None]
     now: Callable[[], dt.datetime]
+    #: Of each disk, its layout when the image was begun.
+    layouts: list[DiskLayout] = field(default_factory=list)
     #: Of each disk, the states of its regions, by their start.
     states: list[dict[int, RegionState]] = field(default_factory=list)
     passes: list[PassRecord] = field(default_factory=list)
