@@ -205,10 +205,12 @@ def test_a_number_used_again(tmp_path: Path, repository: Repository) -> None:
 _KILLED = """
 import os, signal, sys
 from freezeframe.app import online
-from freezeframe.app.session import open_at
 from freezeframe.core.progress import Silent
+from freezeframe.repo.repository import open_repository
+from freezeframe.store.open import open_store
 online.remember_base = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
-online.backup_online(open_at(sys.argv[1], sys.argv[2]), [sys.argv[3]], Silent())
+repository = open_repository(open_store(sys.argv[1]), sys.argv[2])
+online.backup_online(repository, [sys.argv[3]], Silent())
 """
 
 

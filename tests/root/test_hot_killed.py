@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from freezeframe.core.units import MIB
-from freezeframe.repo.repository import open_repository
+from freezeframe.repo.repository import Repository, open_repository
 from freezeframe.store.open import open_store
 from freezeframe.system.run import run
 from freezeframe.testing.frozen import MountedDisk, eventually, is_frozen, mounted_disk
@@ -76,6 +76,10 @@ def test_killed_at_any_moment(tmp_path: Path, client: Client) -> None:
     client.restic("check", "--read-data")
 
 
+def opened(client: Client) -> Repository:
+    return open_repository(open_store(str(client.repository)), PASSWORD)
+
+
 #: Says when it is in the freeze, all of it read, and stays there.
 _HELD = """
 import os, sys, time
@@ -93,7 +97,8 @@ def held(self, until):
     return done
 Freezing.read_frozen = held
 settings = HotSettings(freeze_limit=float(sys.argv[4]))
-backup_online(open_repository(open_store(sys.argv[1]), sys.argv[2]), [sys.argv[3]], Silent(), settings)
+repository = open_repository(open_store(sys.argv[1]), sys.argv[2])
+backup_online(repository, [sys.argv[3]], Silent(), settings)
 """
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from freezeframe.backup.hot.settings import HotSettings, IfBusy
+from freezeframe.backup.hot.settings import HotSettings, IfBusy, memory_to_spare
 from freezeframe.cli.options import Session, common
 from freezeframe.cli.sizes import size_in_bytes
-from freezeframe.core.units import MIB, human_size, human_time
+from freezeframe.core.units import human_size, human_time
 
 if TYPE_CHECKING:
     from freezeframe.app.backup import BackupResult
@@ -47,7 +47,7 @@ UNREADABLE = 3
     "--residual-memory",
     callback=size_in_bytes,
     metavar="SIZE",
-    help="Online: memory for what is read in the freeze (256M).",
+    help="Online: memory for what is read around the freeze (an eighth of what is free).",
 )
 @click.option(
     "--limit-read", callback=size_in_bytes, metavar="SIZE", help="Online: bytes a second, at most."
@@ -102,7 +102,7 @@ def command(
     else:
         settings = HotSettings(
             max_pause=max_pause / 1000,
-            residual_memory=residual_memory or 256 * MIB,
+            residual_memory=residual_memory or memory_to_spare(),
             if_busy=IfBusy(if_busy),
             limit_read=limit_read or None,
             back_off=not no_back_off,
