@@ -22,6 +22,8 @@ from freezeframe.image.manifest import (
 
 HOT = HotProof(
     pause_ms=41.2,
+    longest_pause_ms=60.0,
+    all_pauses_ms=140.5,
     residual_bytes=3 * MIB,
     passes=(
         PassRecord(bytes=600 * MIB, seconds=2.5, marks=0),
@@ -64,6 +66,7 @@ def test_the_details() -> None:
         "pass 2: 40.0 MiB in 0.2s, 640 marks before it",
         "/srv (xfs): freeze 20.1 ms, held 9.0 ms, thaw 0.4 ms",
         "/ (ext4): freeze 11.0 ms, held 8.5 ms, thaw 1.0 ms",
+        "longest of all freezes: 60.0 ms; all together, flushes included: 140.5 ms",
         "/boot/efi: cannot be frozen, synced and read until nothing was written meanwhile",
         "/dev/sda: 700 granules of 64.0 KiB marked, 643.0 MiB read",
         "/dev/sda: no earlier marks were trusted, so it was read in full: it is new",

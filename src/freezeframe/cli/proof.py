@@ -17,6 +17,7 @@ from freezeframe.image.manifest import (
 #: What the weaker claims mean, for people who have not read the documents.
 _MEANING = {
     Consistency.CRASH: "crash-consistent, as after a power cut",
+    Consistency.MOVING: "written to while it was read: not of one moment",
     Consistency.APPLICATION: "application-consistent",
 }
 
@@ -61,6 +62,10 @@ def detail_lines(hot: HotProof) -> Iterator[str]:
             f"{frozen.point} ({frozen.kind}): freeze {frozen.freeze_ms:.1f} ms,"
             f" held {frozen.held_ms:.1f} ms, thaw {frozen.thaw_ms:.1f} ms"
         )
+    yield (
+        f"longest of all freezes: {hot.longest_pause_ms:.1f} ms;"
+        f" all together, flushes included: {hot.all_pauses_ms:.1f} ms"
+    )
     for point in hot.unfrozen:
         yield f"{point}: cannot be frozen, synced and read until nothing was written meanwhile"
     for disk in hot.disks:
