@@ -45,7 +45,9 @@ test: setup packages
 	$(AS_ROOT) $(BIN)/python -m pytest
 
 bench: setup packages-bench
-	$(AS_ROOT) $(BIN)/python bench/run.py
+	$(AS_ROOT) $(BIN)/python bench/run.py || [ $$? = 1 ]
+	$(AS_ROOT) $(BIN)/python bench/hot.py || [ $$? = 1 ]
+	$(AS_ROOT) $(BIN)/python bench/tracking.py
 
 # Resolve the dependencies anew: names, versions and hashes, no addresses.
 lock:
