@@ -26,7 +26,7 @@ from freezeframe.system.workers import run_workers
 
 _PER_CHUNK = CHUNK // GRANULE
 #: Workers give way to everybody else (nice(2)).
-_NICE = 15
+_NICE = 10
 
 #: Gives the bytes of a data blob by its id.
 Content = Callable[[bytes], bytes]
