@@ -95,7 +95,7 @@ def take(repository: Repository, contents: Sequence[Disk]) -> tuple[ImageReader,
             created=dt.datetime.now(dt.UTC),
             mode=Mode.OFFLINE,
             host=Host(name="here"),
-            disks=tuple(disk_record(plan, unreadable, n) for n, plan in enumerate(plans)),
+            disks=tuple(disk_record(plan, unreadable.of(n)) for n, plan in enumerate(plans)),
         )
         snapshot = image.commit(
             manifest, [plan.used for plan in plans], {plan.name: pieces(plan) for plan in plans}
