@@ -242,7 +242,9 @@ def test_chunks_may_be_stored_finely_and_again_and_the_last_one_counts(
         store.put(0, 3, memoryview(fresh()))
         store.put_fine(0, 3, memoryview(latest))
         snapshot = again.commit(
-            msgspec.structs.replace(image.manifest), [Extents.empty()], {"disk": {}}
+            msgspec.structs.replace(image.manifest),
+            [Extents.single(0, disk.size)],
+            {"disk": {}},
         )
     image = ImageReader(repository, repository.load_index(), snapshot)
     assert fine_of(image) == [0, 3, 4]

@@ -277,11 +277,12 @@ class ImageWriter:
         `used` is each disk's used map in bytes; `pieces` the layout's files by disk name.
         What the image holds of the manifest is as `described` returns it.
         """
+        for disk, extents in zip(self._disks, used, strict=True):
+            _drop_unused(disk, extents)
         manifest = self.described(manifest)
         disks: list[Node] = []
         layouts: list[Node] = []
         for record, disk, extents in zip(manifest.disks, self._disks, used, strict=True):
-            _drop_unused(disk, extents)
             disks.append(dir_node(record.name, self._disk_tree(disk, extents)))
             files = [self._file(name, data) for name, data in pieces[record.name].items()]
             layouts.append(dir_node(record.name, self._tree(files)))
