@@ -6,11 +6,10 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeframeError, SourceError, TargetUnsuitable, UnreadableRange
 
 #: What the block layer says of a command the medium failed (blk_errors in block/blk-core.c),
@@ -49,7 +48,7 @@ def address_of(buffer: memoryview) -> int:
     return int(np.frombuffer(buffer, np.uint8).ctypes.data)
 
 
-class Descriptor:
+class Descriptor(Closing):
     """An open file or device of a fixed size, closed once."""
 
     def __init__(self, descriptor: int, name: str, size: int) -> None:
@@ -66,17 +65,6 @@ class Descriptor:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check_read(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:

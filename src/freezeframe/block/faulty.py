@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
-from typing import Self
 
 from freezeframe.block.base import Reader, Writer
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import SourceError, TargetUnsuitable, UnreadableRange
 from freezeframe.core.extents import Extents
 
 
-class FaultyReader:
+class FaultyReader(Closing):
     """A reader whose chosen bytes cannot be read, which shrinks, vanishes, or is slow.
 
     `bad` bytes fail any read that touches their sector. From `vanish_after` reads on, every
@@ -76,17 +75,6 @@ class FaultyReader:
     def close(self) -> None:
         """Close the base."""
         self._base.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class FaultyWriter(FaultyReader):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import SourceError, TargetUnsuitable
 from freezeframe.core.extents import Extents
 
 
-class MemoryBlocks:
+class MemoryBlocks(Closing):
     """Reader and writer over a bytearray it owns, of `size` bytes or holding `data`."""
 
     def __init__(
@@ -54,14 +52,3 @@ class MemoryBlocks:
 
     def close(self) -> None:
         """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

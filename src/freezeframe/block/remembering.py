@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import threading
 from bisect import insort
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
 from freezeframe.block.base import Reader
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeframeError, SourceError
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import GRANULE, MIB
@@ -146,7 +146,7 @@ def _join(ranges: list[tuple[int, int]], start: int, stop: int) -> None:
         ranges.append((start, stop))
 
 
-class RememberingReader:
+class RememberingReader(Closing):
     """A reader over `base` that reads no byte twice until it is told that it was written.
 
     Exactly the ranges read through it are remembered, `limit` bytes of memory at most. Made
@@ -239,19 +239,8 @@ class RememberingReader:
     def close(self) -> None:
         """Do nothing: the base belongs to somebody else."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class FrozenView:
+class FrozenView(Closing):
     """The disk as it was in the freeze, as far as is known: a reader.
 
     Bytes are the overlay's, or else those remembered, of which all must have been forgotten
@@ -320,14 +309,3 @@ class FrozenView:
 
     def close(self) -> None:
         """Do nothing: what it shows belongs to somebody else."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from freezeframe.block.base import Reader
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
 
 
-class Window:
+class Window(Closing):
     """Bytes [start, start + size) of `base`, numbered from 0. Closing it leaves `base` open."""
 
     def __init__(self, base: Reader, start: int, size: int, *, name: str = "") -> None:
@@ -43,14 +41,3 @@ class Window:
 
     def close(self) -> None:
         """Do nothing: the base belongs to somebody else."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

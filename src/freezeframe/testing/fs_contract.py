@@ -12,14 +12,13 @@ import random
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from freezeframe.block.base import Reader
 from freezeframe.block.memory import MemoryBlocks
 from freezeframe.block.window import Window
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeframeError, NotUnderstood, UnreadableRange
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
@@ -35,7 +34,7 @@ _RECOGNISE = 4 * MIB
 _MEMORY_EXTRA = 192 * MIB
 
 
-class Watched:
+class Watched(Closing):
     """A reader over another: counts, can be changed here and there, can fail here and there.
 
     Reading more than `budget` bytes in all is an `AssertionError`.
@@ -86,17 +85,6 @@ class Watched:
 
     def close(self) -> None:
         """Do nothing: the base belongs to somebody else."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_kind(

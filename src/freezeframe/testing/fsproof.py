@@ -13,9 +13,8 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB, SECTOR
@@ -29,7 +28,7 @@ _RELEASE_TRIES = 600
 _RELEASE_PAUSE = 0.05
 
 
-class PlainFile:
+class PlainFile(Closing):
     """The plainest reader there is over a raw file: `pread`, nothing else."""
 
     sector = SECTOR
@@ -61,17 +60,6 @@ class PlainFile:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def scatter_used(source: Path, used: Extents, target: Path, *, filler: int = 0xA5) -> None:

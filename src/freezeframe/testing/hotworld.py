@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from freezeframe.backup.hot.disk import HotDisk
 from freezeframe.block.window import Window as RegionReader
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeframeError, SourceError, UnreadableRange
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import GRANULE, KIB
@@ -34,7 +34,7 @@ BITMAP_BLOCKS = 24
 _MAGIC = b"TOYFS\0"
 
 
-class World:
+class World(Closing):
     """A disk of `size` bytes, what is in use on it, and who writes to it."""
 
     name = "toy"
@@ -152,17 +152,6 @@ class World:
 
     def close(self) -> None:
         """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- a tracker ------------------------------------------------------------------------
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import TrackingUnavailable
 
 
-class PendingSet:
+class PendingSet(Closing):
     """One pending set, mapped. Not thread-safe; the tracker's lock keeps others out."""
 
     def __init__(self, path: Path, granules: int) -> None:
@@ -33,17 +32,6 @@ class PendingSet:
             os.close(descriptor)
         #: uint8, one a granule: 0 or 1.
         self.marks: NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def add(self, flags: NDArray[np.uint8]) -> None:
         """Add marks: uint8, one a granule. Allocates nothing."""

@@ -6,12 +6,11 @@ import contextlib
 import mmap
 import os
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freezeframe.core.closing import Closing
 from freezeframe.system.sysfs import Node
 from freezeframe.tracking import checks, pinned, program
 from freezeframe.tracking.disk import TrackedDisk, describe, refuse_untrackable
@@ -44,7 +43,7 @@ __all__ = [
 ]
 
 
-class Tracker:
+class Tracker(Closing):
     """A disk that is tracked, opened by us alone. Closing it goes on tracking.
 
     Not thread-safe. Made by `start` and `open_running`.
@@ -76,17 +75,6 @@ class Tracker:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let others have it. The kernel goes on marking."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from freezeframe.block.base import Reader
+from freezeframe.core.closing import Closing
 from freezeframe.core.errors import NotUnderstood, SourceError
 from freezeframe.core.extents import Extents, Int64Array
 from freezeframe.fs.lvm.group import Group, Logical, Physical, Segment
 
 
-class LogicalVolume:
+class LogicalVolume(Closing):
     """Reads a plain logical volume through its segments. Closing it closes nothing below."""
 
     def __init__(
@@ -110,17 +109,6 @@ class LogicalVolume:
 
     def close(self) -> None:
         """Do nothing: the devices belong to somebody else."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _before(offsets: Int64Array, row: int, unit: int, column: int) -> Int64Array:
