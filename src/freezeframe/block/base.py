@@ -5,7 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self
 
+from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
+
+
+def verify_inside(name: str, size: int, offset: int, length: int) -> None:
+    """Raise `SourceError` where `length` bytes at `offset` are not all of a reader's `size`."""
+    if offset < 0 or length < 0 or offset + length > size:
+        raise SourceError(f"{name}: {length} bytes at {offset} pass its end")
 
 
 class Reader(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from freezeframe.block.base import verify_inside
 from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeframeError, SourceError, TargetUnsuitable, UnreadableRange
 
@@ -67,8 +68,7 @@ class Descriptor(Closing):
             os.close(descriptor)
 
     def _check_read(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise SourceError(f"{self.name}: {length} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, length)
 
     def _check_write(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:

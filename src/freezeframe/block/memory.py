@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from freezeframe.block.base import verify_inside
 from freezeframe.core.closing import Closing
-from freezeframe.core.errors import SourceError, TargetUnsuitable
+from freezeframe.core.errors import TargetUnsuitable
 from freezeframe.core.extents import Extents
 
 
@@ -20,8 +21,7 @@ class MemoryBlocks(Closing):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at `offset`."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise SourceError(f"{self.name}: {length} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, length)
         return bytes(memoryview(self._data)[offset : offset + length])
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

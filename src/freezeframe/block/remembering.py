@@ -17,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
-from freezeframe.block.base import Reader
+from freezeframe.block.base import Reader, verify_inside
 from freezeframe.core.closing import Closing
-from freezeframe.core.errors import FreezeframeError, SourceError
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import GRANULE, MIB
 
@@ -174,16 +174,14 @@ class RememberingReader(Closing):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at `offset`."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise SourceError(f"{self.name}: {length} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, length)
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`: from memory what is there, the rest from `base`."""
-        if offset < 0 or offset + len(buffer) > self.size:
-            raise SourceError(f"{self.name}: {len(buffer)} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, len(buffer))
         with self._lock:
             for start, stop in self._memory.take(offset, buffer):
                 part = buffer[start - offset : stop - offset]
@@ -274,8 +272,7 @@ class FrozenView(Closing):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at `offset`; raises `NotRemembered`."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise SourceError(f"{self.name}: {length} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, length)
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
@@ -283,8 +280,7 @@ class FrozenView(Closing):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`; raises `NotRemembered`."""
         end = offset + len(buffer)
-        if offset < 0 or end > self.size:
-            raise SourceError(f"{self.name}: {len(buffer)} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, len(buffer))
         covered = self._overlay.covers(offset, end)
         for start, stop in covered:
             self._overlay.read_into(start, buffer[start - offset : stop - offset])

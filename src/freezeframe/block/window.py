@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freezeframe.block.base import Reader
+from freezeframe.block.base import Reader, verify_inside
 from freezeframe.core.closing import Closing
 from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
@@ -21,8 +21,7 @@ class Window(Closing):
         self.name = name or f"{base.name}@{start}"
 
     def _check(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise SourceError(f"{self.name}: {length} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, length)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at `offset` of the window."""

@@ -70,6 +70,15 @@ class Extents:
         return cls(starts[first].astype(np.int64), reach[last].astype(np.int64))
 
     @classmethod
+    def joined(cls, parts: Iterable[Extents]) -> Extents:
+        """All bytes of any number of sets, none included, in one go."""
+        known = [cls.empty(), *parts]
+        return cls.from_arrays(
+            np.concatenate([part.starts for part in known]),
+            np.concatenate([part.stops for part in known]),
+        )
+
+    @classmethod
     def from_bits(cls, bits: NDArray[np.bool_], unit: int, base: int = 0) -> Extents:
         """One flag a unit: the bytes of all units whose flag is set.
 

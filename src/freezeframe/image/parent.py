@@ -79,10 +79,6 @@ def parent_disk(image: ImageReader, record: DiskRecord, on_problem: OnProblem) -
         segments.append((parts.tree, parts.used_file) if parts.reusable else None)
     for error in problems[:1]:
         on_problem(error)
-    used = Extents.from_arrays(
-        np.concatenate([piece.starts for piece in pieces]),
-        np.concatenate([piece.stops for piece in pieces]),
-    )
     return ParentDisk(
         image=image.snapshot.id,
         size=record.size,
@@ -91,7 +87,7 @@ def parent_disk(image: ImageReader, record: DiskRecord, on_problem: OnProblem) -
         sums=sums,
         usable=usable,
         zero=zero,
-        used=used,
+        used=Extents.joined(pieces),
         unreadable=Extents.of(record.unreadable),
         segments=segments,
     )

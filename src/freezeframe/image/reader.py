@@ -318,7 +318,9 @@ def _assemble(bases: Sequence[int], segments: Sequence[_Segment]) -> DiskBlobs:
         lengths=np.empty(count, np.int64),
         ids=np.empty((count, 32), np.uint8),
         zero=np.empty(count, np.bool_),
-        used=_joined(bases, [segment.used for segment in segments]),
+        used=Extents.joined(
+            segment.used.shift(base) for base, segment in zip(bases, segments, strict=True)
+        ),
     )
     first = 0
     for base, segment in zip(bases, segments, strict=True):
@@ -328,15 +330,6 @@ def _assemble(bases: Sequence[int], segments: Sequence[_Segment]) -> DiskBlobs:
         blobs.ids[here] = segment.ids
         blobs.zero[here] = segment.zero
     return blobs
-
-
-def _joined(bases: Sequence[int], parts: Sequence[Extents]) -> Extents:
-    shifted = [part.shift(base) for base, part in zip(bases, parts, strict=True)]
-    none = Extents.empty()
-    return Extents.from_arrays(
-        np.concatenate([none.starts, *(part.starts for part in shifted)]),
-        np.concatenate([none.stops, *(part.stops for part in shifted)]),
-    )
 
 
 # -- finding images ------------------------------------------------------------------

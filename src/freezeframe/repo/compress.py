@@ -31,10 +31,9 @@ def chunk_compressor(level: int | None = None) -> ZstdCompressor:
     1860 MiB/s as it is, so looking for it beforehand gains nothing. A checksum would be one
     more pass over what a MAC and a SHA-256 already answer for.
     """
-    if level is not None:
-        return ZstdCompressor(level=level)
-    return ZstdCompressor(
-        compression_params=ZstdCompressionParameters(
+    return _compressor(
+        level,
+        ZstdCompressionParameters(
             strategy=_FAST,
             window_log=20,
             hash_log=14,
@@ -42,7 +41,7 @@ def chunk_compressor(level: int | None = None) -> ZstdCompressor:
             search_log=1,
             min_match=6,
             target_length=0,
-        )
+        ),
     )
 
 
@@ -52,10 +51,9 @@ def small_compressor(level: int | None = None) -> ZstdCompressor:
     For a chunk that is divided: on /usr in granules it makes 0.98 of the parameters for
     chunks, at 0.9 of their speed.
     """
-    if level is not None:
-        return ZstdCompressor(level=level)
-    return ZstdCompressor(
-        compression_params=ZstdCompressionParameters(
+    return _compressor(
+        level,
+        ZstdCompressionParameters(
             strategy=_DOUBLE_FAST,
             window_log=16,
             hash_log=13,
@@ -63,7 +61,7 @@ def small_compressor(level: int | None = None) -> ZstdCompressor:
             search_log=1,
             min_match=5,
             target_length=0,
-        )
+        ),
     )
 
 
@@ -76,10 +74,9 @@ def close_compressor(level: int | None = None) -> ZstdCompressor:
     matching 0.76 times at 117; what comes after that costs more and gains nothing (level 9:
     0.76 times at 54).
     """
-    if level is not None:
-        return ZstdCompressor(level=level)
-    return ZstdCompressor(
-        compression_params=ZstdCompressionParameters(
+    return _compressor(
+        level,
+        ZstdCompressionParameters(
             strategy=_LAZY,
             window_log=16,
             hash_log=14,
@@ -87,8 +84,15 @@ def close_compressor(level: int | None = None) -> ZstdCompressor:
             search_log=1,
             min_match=5,
             target_length=4,
-        )
+        ),
     )
+
+
+def _compressor(level: int | None, ours: ZstdCompressionParameters) -> ZstdCompressor:
+    """Return a compressor at `level`, or with our parameters where that is None."""
+    if level is not None:
+        return ZstdCompressor(level=level)
+    return ZstdCompressor(compression_params=ours)
 
 
 def decompressor() -> ZstdDecompressor:

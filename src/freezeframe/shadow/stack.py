@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from freezeframe.system import ioctl, sysfs
+from freezeframe.system import sysfs
 from freezeframe.system.freeze import btrfs_uuid
 from freezeframe.system.mounts import Mount, all_mounts
 from freezeframe.system.sysfs import Node
@@ -138,7 +138,7 @@ class Stack:
         self._stand_on_loop_file(node, backing, found)
 
     def _stand_on_loop_file(self, node: Node, backing: str, found: Below) -> None:
-        asked = self._ask_backing(node)
+        asked = sysfs.asked_backing(node)
         try:
             status = Path(backing).stat()
         except OSError:
@@ -153,19 +153,6 @@ class Stack:
             self._add(number, found)
         else:
             found.unknown = True
-
-    @staticmethod
-    def _ask_backing(node: Node) -> tuple[int, int] | None:
-        try:
-            descriptor = os.open(node.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return ioctl.loop_backing(descriptor)
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
 
     def _stand_on_file(self, path: str, found: Below) -> None:
         filesystem = self.filesystem_of(path)

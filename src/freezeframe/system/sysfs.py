@@ -158,11 +158,12 @@ def loop_backing(node: Node) -> tuple[int, int] | None:
         status = Path(path).stat()
     except OSError:
         # Deleted, or of another view of the files: the device itself knows.
-        return _asked_backing(node)
+        return asked_backing(node)
     return status.st_dev, status.st_ino
 
 
-def _asked_backing(node: Node) -> tuple[int, int] | None:
+def asked_backing(node: Node) -> tuple[int, int] | None:
+    """Return what a loop device itself says is beneath it: (st_dev, st_ino)."""
     try:
         descriptor = os.open(node.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

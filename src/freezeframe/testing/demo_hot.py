@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from freezeframe.system import sysfs
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 from freezeframe.testing.demo_steps import Demo, Different, Row, check, image_ids
-from freezeframe.testing.frozen import RecordWriter
+from freezeframe.testing.frozen import RecordWriter, running_writer
 from freezeframe.testing.program import PROGRAM
 from freezeframe.testing.tracking import ensure_mounts
 from freezeframe.testing.volumes import mounted, mounted_device, survey
@@ -123,22 +121,9 @@ def _stop_tracking(device: str) -> None:
         stop_number(node.whole.number)
 
 
-@contextlib.contextmanager
-def _writer(points: list[Path]) -> Iterator[RecordWriter]:
+def _writer(points: list[Path]) -> contextlib.AbstractContextManager[RecordWriter]:
     """Have the program write until the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(_STIRRED), *map(str, points)], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    try:
-        writer = RecordWriter(process)
-        writer.wait_for_more()
-        yield writer
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    return running_writer(_WRITER, str(_STIRRED), *points)
 
 
 def _image(demo: Demo, writer: RecordWriter, device: str, name: str) -> _Taken:

@@ -130,7 +130,14 @@ class RecordWriter:
 @contextlib.contextmanager
 def record_writer(file: Path) -> Iterator[RecordWriter]:
     """Have a process append records to a file."""
-    process = subprocess.Popen([sys.executable, "-c", _RECORDS, file], stdout=subprocess.PIPE)
+    with running_writer(_RECORDS, file) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def running_writer(program: str, *arguments: str | Path) -> Iterator[RecordWriter]:
+    """Run a Python program that prints how far it is, until the end."""
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE)
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     try:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from freezeframe.block.base import verify_inside
 from freezeframe.core.closing import Closing
 from freezeframe.core.errors import SourceError
 from freezeframe.core.extents import Extents
@@ -40,8 +41,7 @@ class PlainFile(Closing):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at `offset`; `SourceError` past the end."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise SourceError(f"{self.name}: {length} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, length)
         data = os.pread(self._file, length, offset)
         if len(data) != length:
             raise SourceError(f"{self.name}: shrank")

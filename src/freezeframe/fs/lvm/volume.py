@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from freezeframe.block.base import Reader
+from freezeframe.block.base import Reader, verify_inside
 from freezeframe.core.closing import Closing
-from freezeframe.core.errors import NotUnderstood, SourceError
+from freezeframe.core.errors import NotUnderstood
 from freezeframe.core.extents import Extents, Int64Array
 from freezeframe.fs.lvm.group import Group, Logical, Physical, Segment
 
@@ -59,8 +59,7 @@ class LogicalVolume(Closing):
             done += length
 
     def _check(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise SourceError(f"{self.name}: {length} bytes at {offset} pass its end")
+        verify_inside(self.name, self.size, offset, length)
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[str, int, int]]:
         """Cut a range into (physical volume, byte of it, length), in order."""
