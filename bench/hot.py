@@ -27,6 +27,7 @@ from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import GIB, KIB, MIB, human_size
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run
+from freezeframe.testing.tracking import ensure_mounts
 from freezeframe.testing.volumes import mounted_device
 from measure import StepFailed, measure, warm
 from peers import FREEZEFRAME, environment, remove
@@ -79,6 +80,7 @@ def main() -> int:
     if words - set(_STAGES):
         print(f"known: {', '.join(_STAGES)}")
         return 2
+    ensure_mounts()
     with tempfile.TemporaryDirectory(dir=options.work or "/var/tmp", prefix="hot-") as name:
         work = Path(name)
         bench = Bench(work, environment(work), options.rounds, options.images)

@@ -22,7 +22,7 @@ from freezeframe.backup.hot import world as world_module
 from freezeframe.backup.hot.copying import copy_needed, store_overlays
 from freezeframe.backup.hot.disk import HotDisk
 from freezeframe.backup.hot.engine import HotEngine
-from freezeframe.backup.hot.freezing import Freezing
+from freezeframe.backup.hot.freezing import Freezing, make_room
 from freezeframe.backup.hot.pace import Pace
 from freezeframe.backup.hot.settings import HotSettings, IfBusy, NotConverging
 from freezeframe.backup.hot.states import RegionState
@@ -337,6 +337,26 @@ def test_what_has_no_room_is_still_owed() -> None:
         assert disk.has_room(4 * GRANULE)
         assert disk.read_owed(None)
         assert disk.overlay.granules().tolist() == [0, 1, 7, 8]
+
+
+@pytest.mark.parametrize("first", ["small", "large"])
+def test_memory_goes_first_to_what_is_owed(first: str) -> None:
+    """One disk's spare room is never what another one lacks, whichever comes first."""
+    owed = {"small": 20, "large": 500}
+    names = list(owed) if first == "small" else list(owed)[::-1]
+    disks = []
+    for number, name in enumerate(names):
+        disk = hot_disk(World(600 * GRANULE, 1, busy=0.0), number, GRANULE, None)
+        disk.marked(np.arange(owed[name], dtype=np.int64))
+        disks.append(disk)
+    assert not make_room(disks, 519 * GRANULE)
+    for memory, spare in ((520, 0), (700, 90), (5000, 100)):
+        assert make_room(disks, memory * GRANULE)
+        assert sum(disk.overlay.capacity for disk in disks) <= memory
+        for disk, name in zip(disks, names, strict=True):
+            assert disk.overlay.free >= owed[name] + spare
+    assert all(disk.read_owed(None) for disk in disks)
+    assert make_room(disks, GRANULE)
 
 
 def test_a_tracker_in_doubt_is_no_image(repository: Repository) -> None:

@@ -66,8 +66,8 @@ while True:
     time.sleep(0.03)
 """
 
-#: Appends numbered records to two files in turn, each with fsync.
-_PAIR = r"""
+#: Appends numbered records to all files it is named in turn, each with fsync.
+PAIR = r"""
 import os, sys, time
 files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in sys.argv[1:]]
 number = 0
@@ -114,7 +114,7 @@ def storm(folder: Path, seed: int = 1) -> contextlib.AbstractContextManager[obje
 
 def pair(one: Path, two: Path) -> contextlib.AbstractContextManager[object]:
     """Have a process append a record to one file, then to the other, each with fsync."""
-    return _at_work(_PAIR, str(one), str(two), dots=3)
+    return _at_work(PAIR, str(one), str(two), dots=3)
 
 
 def last_record(path: Path) -> int:

@@ -32,24 +32,6 @@ _PACKAGES = (
     "libbpf1"
 )
 _SIZE = 2 * GIB
-#: By its label, because the order of disks is not to be relied upon.
-_SOURCES = "lab-sources"
-
-# Errors and all go to a serial port of their own: on the console the kernel and a login
-# prompt write too.
-_SERVICE = f"""\
-[Unit]
-After=multi-user.target
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'exec >/dev/ttyS1 2>&1; mkdir -p /run/lab; \
-mount -o ro LABEL={_SOURCES} /run/lab; cd /run; \
-PYTHONPATH=/run/lab PYTHONUNBUFFERED=1 python3 /run/lab/script.py; \
-echo "lab: exit=$$?"; systemctl --force --force poweroff'
-[Install]
-WantedBy=default.target
-"""
-
 
 Bus = Literal["virtio", "nvme", "scsi"]
 
@@ -83,7 +65,7 @@ def lab_system(cache: Path | None = None) -> Lab:
     folder = cache or machine._default_cache()
     folder.mkdir(parents=True, exist_ok=True)
     recipe = hashlib.sha256(
-        f"{_PACKAGES} {_SERVICE} {_SIZE} {machine._suite()}".encode()
+        f"{_PACKAGES} {machine.SCRIPT_SERVICE} {_SIZE} {machine._suite()}".encode()
     ).hexdigest()
     place = folder / f"lab-{recipe[:16]}"
     with machine._locked(folder / "lab.lock"):
@@ -104,10 +86,7 @@ def _build(folder: Path) -> None:
         run(("mmdebstrap", "--quiet", "--variant=minbase", included, *machine._apt_options(),
              machine._suite(), str(root), *machine._apt_sources()))  # fmt: skip
         (root / "etc/hostname").write_text("lab\n")
-        (root / "etc/systemd/system/lab.service").write_text(_SERVICE)
-        wants = root / "etc/systemd/system/default.target.wants"
-        wants.mkdir(parents=True, exist_ok=True)
-        (wants / "lab.service").symlink_to("/etc/systemd/system/lab.service")
+        machine.run_scripts(root)
         shutil.copyfile(root / "vmlinuz", folder / "vmlinuz")
         shutil.copyfile(root / "initrd.img", folder / "initrd.img")
         _make_disk(folder / "disk.raw", root, _SIZE, "lab-root")
@@ -124,12 +103,15 @@ def run_in_lab(
     *,
     disks: Sequence[int | LabDisk] = (),
     packages: Sequence[str] = (),
+    system: Path | None = None,
+    memory: int = 1024,
     timeout: float = 300,
 ) -> str:
     """Run a script in a fresh machine and return what it printed.
 
     It finds freezeframe, and `packages` of the testing machine's own Python (`numpy`), in
-    its path; blank disks of so many bytes each by `/dev/disk/by-id/virtio-disk0` and so on,
+    its path. With `system` the machine is that disk, as `machine.system_disk` makes them: it
+    boots by its own loader and what it writes stays. `memory` in MiB. Blank disks of so many bytes each by `/dev/disk/by-id/virtio-disk0` and so on,
     or as `LabDisk` tells. All disks are thrown away in the end, its root too, except those
     that lie in a file of the caller's. Raises `ToolMissing`; `ToolFailed`
     with all it printed where the script fails, or has not ended after `timeout` seconds.
@@ -137,17 +119,15 @@ def run_in_lab(
     qemu = which("qemu-system-x86_64")
     if qemu is None:
         raise ToolMissing("qemu-system-x86_64", "qemu-system-x86", "to run a machine")
-    lab = lab_system()
+    lab = lab_system() if system is None else None
     with tempfile.TemporaryDirectory(prefix="freezeframe-lab-") as temporary:
         folder = Path(temporary)
         console, output = folder / "console", folder / "output"
         command = [
-            qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
+            qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory),
             "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
             "-serial", f"file:{console}", "-serial", f"file:{output}",
-            "-kernel", str(lab.kernel), "-initrd", str(lab.initrd),
-            "-append", "root=LABEL=lab-root rw console=ttyS0 panic=-1 quiet",
-            *_drive(lab.disk, "root", "snapshot=on"),
+            *(_lab_root(lab) if lab else _drive(system, "root", "cache=unsafe,discard=unmap")),
             *_drive(_sources(folder, script, packages), "sources", "snapshot=on"),
         ]  # fmt: skip
         for number, disk in enumerate(disks):
@@ -163,6 +143,14 @@ def run_in_lab(
         told = f"{booting[-4000:]}\n{ended}\n{said[: code.start() if code else None]}"
         raise ToolFailed("the script in the machine", int(code[1]) if code else -1, told)
     return said[: code.start()]
+
+
+def _lab_root(lab: Lab) -> list[str]:
+    return [
+        "-kernel", str(lab.kernel), "-initrd", str(lab.initrd),
+        "-append", "root=LABEL=lab-root rw console=ttyS0 panic=-1 quiet",
+        *_drive(lab.disk, "root", "snapshot=on"),
+    ]  # fmt: skip
 
 
 def _test_disk(folder: Path, number: int, disk: int | LabDisk) -> list[str]:
@@ -202,7 +190,12 @@ def _sources(folder: Path, script: str, packages: Sequence[str]) -> Path:
             spec = importlib.util.find_spec(name)
             assert spec is not None
             assert spec.origin is not None
-            place = Path(spec.origin).parent
+            place = Path(spec.origin)
+            if place.name != "__init__.py":
+                # A module of one file.
+                shutil.copy2(place, tree)
+                continue
+            place = place.parent
         ignored = shutil.ignore_patterns("__pycache__", "tests")
         shutil.copytree(place, tree / name, ignore=ignored)
         # Wheels keep the libraries they bring beside the package.
@@ -211,7 +204,7 @@ def _sources(folder: Path, script: str, packages: Sequence[str]) -> Path:
             shutil.copytree(libraries, tree / libraries.name)
     used = sum(path.lstat().st_size + 4096 for path in tree.rglob("*"))
     disk = folder / "sources.raw"
-    _make_disk(disk, tree, used * 5 // 4 // MIB * MIB + 32 * MIB, _SOURCES)
+    _make_disk(disk, tree, used * 5 // 4 // MIB * MIB + 32 * MIB, machine.SCRIPT_LABEL)
     shutil.rmtree(tree)
     return disk
 

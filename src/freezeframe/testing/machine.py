@@ -40,7 +40,9 @@ ROOT_SIZE = DISK_SIZE - ROOT_START - MIB
 ROOT_UUID = "f0f0a000-1111-4222-8333-444455556666"
 ESP_ID = "F0F0A001"
 
-_PACKAGES = "systemd-sysv,udev,kmod,e2fsprogs,initramfs-tools,linux-image-cloud-amd64"
+_PACKAGES = (
+    "systemd-sysv,udev,kmod,e2fsprogs,initramfs-tools,linux-image-cloud-amd64,python3,libbpf1"
+)
 
 _TABLE = f"""\
 label: gpt
@@ -84,6 +86,26 @@ echo bios) root-blocks=$$(stat -f -c %%b /) block-size=$$(stat -f -c %%S /) \
 esp=$$(stat -f -c %%T /boot/efi) failed=$$(systemctl list-units --failed --no-legend | wc -l)"'
 [Install]
 WantedBy=multi-user.target
+"""
+
+#: The label of a disk that brings a script to be run, where there is one.
+SCRIPT_LABEL = "lab-sources"
+
+# Runs a test's script as root, if a disk with one is there, and switches the machine off.
+# Errors and all go to a serial port of their own: on the console the kernel and a login prompt
+# write too. By the disk's label, because the order of disks is not to be relied upon.
+SCRIPT_SERVICE = f"""\
+[Unit]
+After=multi-user.target
+ConditionPathExists=/dev/disk/by-label/{SCRIPT_LABEL}
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'exec >/dev/ttyS1 2>&1; mkdir -p /run/lab; \
+mount -o ro LABEL={SCRIPT_LABEL} /run/lab; cd /run; \
+PYTHONPATH=/run/lab PYTHONUNBUFFERED=1 python3 /run/lab/script.py; \
+echo "lab: exit=$$?"; systemctl --force --force poweroff'
+[Install]
+WantedBy=default.target
 """
 
 
@@ -163,6 +185,16 @@ def _configure(root: Path) -> None:
     wants = root / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(parents=True, exist_ok=True)
     (wants / "report.service").symlink_to("/etc/systemd/system/report.service")
+    run_scripts(root)
+
+
+def run_scripts(root: Path) -> None:
+    """Have the system in a folder run a script it is brought on a disk (`SCRIPT_SERVICE`)."""
+    units = root / "etc/systemd/system"
+    wants = units / "default.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    (units / "lab.service").write_text(SCRIPT_SERVICE)
+    (wants / "lab.service").symlink_to("/etc/systemd/system/lab.service")
 
 
 def _suite() -> str:

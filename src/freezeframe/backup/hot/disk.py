@@ -175,17 +175,20 @@ class HotDisk:
         rewritten = Extents.from_blocks(extents.units(CHUNK), CHUNK)
         self.covered = (self.covered - rewritten) | extents
 
-    def has_room(self, limit: int) -> bool:
+    def has_room(self, limit: int, *, spare: bool = False) -> bool:
         """Whether what is owed fits into memory; takes more of it, `limit` bytes at most.
 
-        Not in a freeze.
+        `spare`: and beyond what is owed, for what will be written next. Not in a freeze.
         """
-        missing = self.overlay.missing_room(self.owed)
-        if missing or self.overlay.free < _SPARE:
-            wanted = (self.overlay.capacity + 2 * missing + 2 * _SPARE) * GRANULE
-            self.overlay.grow(min(wanted, limit))
-            missing = self.overlay.missing_room(self.owed)
-        return not missing
+        overlay = self.overlay
+        fresh = np.setdiff1d(self.owed, overlay.granules(), assume_unique=True).size
+        missing = max(0, fresh - overlay.free)
+        wanted = overlay.capacity + missing
+        if spare and overlay.free - fresh < _SPARE:
+            wanted += missing + 2 * _SPARE
+        if wanted > overlay.capacity:
+            overlay.grow(min(wanted * GRANULE, limit))
+        return fresh <= overlay.free
 
     # -- into memory --------------------------------------------------------------------
 

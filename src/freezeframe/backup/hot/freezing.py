@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from freezeframe.backup.hot import maps
+from freezeframe.backup.hot.disk import HotDisk
 from freezeframe.backup.hot.settings import IfBusy, NotConverging
 from freezeframe.backup.hot.world import World
 from freezeframe.backup.plan import DiskPlan
@@ -154,14 +155,7 @@ class Freezing:
 
     def _room(self) -> bool:
         """Whether what is owed fits into memory; takes more of it where that is allowed."""
-        memory = self.world.settings.residual_memory
-        taken = sum(disk.overlay.capacity for disk in self.world.disks) * GRANULE
-        fits = True
-        for disk in self.world.disks:
-            own = disk.overlay.capacity * GRANULE
-            fits = disk.has_room(max(memory - taken + own, own)) and fits
-            taken += disk.overlay.capacity * GRANULE - own
-        return fits
+        return make_room(self.world.disks, self.world.settings.residual_memory)
 
     def _last(self) -> None:
         """Do what is done just before the freeze: what the sync has written is read now."""
@@ -282,3 +276,22 @@ class Freezing:
                     "what must be read inside the freeze does not fit into memory",
                     hint="give more: --residual-memory",
                 )
+
+
+def make_room(disks: Sequence[HotDisk], memory: int) -> bool:
+    """Whether what each disk owes fits into memory: `memory` bytes at most, of all together.
+
+    What they owe comes first: with what another one took to spare, it would fail. Not in a
+    freeze.
+    """
+
+    def limit(disk: HotDisk, sharers: int) -> int:
+        taken = sum(each.overlay.capacity for each in disks) * GRANULE
+        return disk.overlay.capacity * GRANULE + max(memory - taken, 0) // sharers
+
+    fits = [disk.has_room(limit(disk, 1)) for disk in disks]
+    if not all(fits):
+        return False
+    for number, disk in enumerate(disks):
+        disk.has_room(limit(disk, len(disks) - number), spare=True)
+    return True
