@@ -41,8 +41,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes: one for what needs devices in a row, one for all else (tests/conftest.py).
 test: setup packages
-	$(AS_ROOT) $(BIN)/python -m pytest
+	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 bench: setup packages-bench
 	$(AS_ROOT) $(BIN)/python bench/run.py || [ $$? = 1 ]

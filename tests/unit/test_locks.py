@@ -243,3 +243,18 @@ def test_a_lock_that_has_begun_is_settled_before_it_counts(repository: Repositor
         with pytest.raises(RepositoryLocked, match="locked exclusively by"):
             lock.settle()
     assert len(locks(repository)) == 1
+
+
+def test_whoever_writes_first_settles_a_lock_that_has_begun(repository: Repository) -> None:
+    times = LockTimes(settle=0.05)
+    with repository.lock(times=times).begun():
+        before = repository.store.list(Kind.INDEX)
+        foreign(repository, exclusive=True)
+        with pytest.raises(RepositoryLocked, match="locked exclusively by"):
+            repository.save_index([])
+        assert list(repository.store.list(Kind.INDEX)) == list(before)
+    with (
+        pytest.raises(RepositoryLocked, match="locked exclusively by"),
+        repository.lock(times=times).begun(),
+    ):
+        raise AssertionError("the other one is there already")

@@ -84,7 +84,7 @@ def backup_offline(
     with ExitStack() as stack:
         named = without_repeats(paths)
         sources = [_open(path, stack) for path in named]
-        lock = stack.enter_context(repository.lock().begun())
+        stack.enter_context(repository.lock().begun())
         index = index_for_writing(repository, progress)
         plans = plan_disks(sources, everything=everything)
         for plan in plans:
@@ -93,7 +93,6 @@ def backup_offline(
         manifests.encode(_manifest(plans, Unreadable(len(plans)), created, Proof()))
         records = [disk_record(plan, Extents.empty()) for plan in plans]
         parents = find_parents(repository, index, records, progress)
-        lock.settle()
         writer = stack.enter_context(
             BlobWriter(repository, index, decompress_every=decompress_every)
         )

@@ -104,7 +104,7 @@ def backup_online(
     with ExitStack() as stack:
         nodes = _nodes(paths)
         _refuse_own_store(repository, nodes)
-        lock = stack.enter_context(repository.lock().begun())
+        stack.enter_context(repository.lock().begun())
         trackers = {number: stack.enter_context(start(node)) for number, node in _wholes(nodes)}
         index = index_for_writing(repository, progress)
         outsiders = find_outsiders(list(nodes.values()))
@@ -113,7 +113,6 @@ def backup_online(
             for number, (path, node) in enumerate(nodes.items())
         ]
         trust = _find_bases(repository, index, disks, trackers, progress)
-        lock.settle()
         writer = stack.enter_context(
             BlobWriter(repository, index, decompress_every=decompress_every)
         )

@@ -82,7 +82,8 @@ class Lock:
         self._refresher: threading.Thread | None = None
         self._name = ""
         self._lost = ""
-        self._settles = 0.0
+        self._settling = threading.Lock()
+        self._settles, self._settled = 0.0, True
         self.exclusive = exclusive
 
     @property
@@ -96,7 +97,11 @@ class Lock:
         return bool(self._lost)
 
     def check(self) -> None:
-        """Raise `RepositoryLocked` where the lock was lost."""
+        """Return where something may be written: settled, and not lost since. Thread-safe.
+
+        Raises `RepositoryLocked`.
+        """
+        self.settle()
         if self._lost:
             raise RepositoryLocked(
                 f"the lock on {self._documents.store.location} was lost: {self._lost}",
@@ -113,9 +118,9 @@ class Lock:
             raise
 
     def begin(self) -> None:
-        """Take the first half of a lock: nothing may be written before `settle` returned.
+        """Take the first half of a lock; whoever writes waits for the second (`check`).
 
-        What only reads may be done meanwhile, instead of waiting. Raises `RepositoryLocked`.
+        All else may be done meanwhile, instead of waiting. Raises `RepositoryLocked`.
         """
         _hangup.hold()
         try:
@@ -129,7 +134,7 @@ class Lock:
             self._name = ""
             _hangup.release()
             raise
-        self._settles = time.monotonic() + self._times.settle
+        self._settles, self._settled = time.monotonic() + self._times.settle, False
         self._held.append(self)
         self._stop.clear()
         self._refresher = threading.Thread(target=self._refresh, name="lock", daemon=True)
@@ -137,8 +142,11 @@ class Lock:
 
     def settle(self) -> None:
         """Wait until whoever locked at the same time is seen. Raises `RepositoryLocked`."""
-        time.sleep(max(self._settles - time.monotonic(), 0.0))
-        self._refuse_conflict()
+        with self._settling:
+            if not self._settled:
+                time.sleep(max(self._settles - time.monotonic(), 0.0))
+                self._refuse_conflict()
+                self._settled = True
 
     def release(self) -> None:
         """Unlock. Never raises: a lock that cannot be removed becomes stale by itself."""
@@ -156,7 +164,7 @@ class Lock:
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[Self]:
-        """Hold it from `begin` on; the caller calls `settle` before it writes."""
+        """Hold it from `begin` on; the first to write anything waits until it is settled."""
         self.begin()
         try:
             yield self
