@@ -22,7 +22,7 @@ from freezeframe.backup.hot import world as world_module
 from freezeframe.backup.hot.copying import copy_needed, store_overlays
 from freezeframe.backup.hot.disk import HotDisk
 from freezeframe.backup.hot.engine import HotEngine
-from freezeframe.backup.hot.freezing import Freezing, make_room
+from freezeframe.backup.hot.freezing import Freezing, make_room, rates
 from freezeframe.backup.hot.pace import Pace
 from freezeframe.backup.hot.settings import HotSettings, IfBusy, NotConverging
 from freezeframe.backup.hot.states import RegionState
@@ -36,7 +36,7 @@ from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Silent
 from freezeframe.core.units import CHUNK, GRANULE, KIB, MIB
 from freezeframe.fs.base import State
-from freezeframe.image.manifest import Consistency, Mode, Proof
+from freezeframe.image.manifest import Consistency, Mode, PassRecord, Proof
 from freezeframe.image.parent import ParentDisk, parent_disk
 from freezeframe.image.reader import ImageReader
 from freezeframe.image.writer import ImageWriter
@@ -357,6 +357,17 @@ def test_memory_goes_first_to_what_is_owed(first: str) -> None:
             assert disk.overlay.free >= owed[name] + spare
     assert all(disk.read_owed(None) for disk in disks)
     assert make_room(disks, GRANULE)
+
+
+def test_rates_are_of_passes_that_tell() -> None:
+    first = PassRecord(bytes=100 * MIB, seconds=10, marks=7)
+    second = PassRecord(bytes=10 * MIB, seconds=2, marks=1600)
+    # Made only to have room: it was not counted what was written before it.
+    room = PassRecord(bytes=30 * MIB, seconds=1)
+    assert rates([]) == "nothing was copied ahead"
+    assert rates([first]) == "copied: 10.0 MiB/s"
+    assert rates([first, second]) == "written: 10.0 MiB/s, copied: 5.0 MiB/s"
+    assert rates([first, second, room]) == "written: 10.0 MiB/s, copied: 30.0 MiB/s"
 
 
 def test_a_tracker_in_doubt_is_no_image(repository: Repository) -> None:

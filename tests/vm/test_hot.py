@@ -30,14 +30,13 @@ _NEEDED = (
     "numpy", "msgspec", "click", "cryptography", "_cffi_backend", "rich", "zstandard",
 )  # fmt: skip
 
-_COMMON = (
-    """
+_COMMON = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 from freezeframe.testing.frozen import running_writer
 from freezeframe.testing.hot import PAIR, last_record
 
-os.environ |= {"FREEZEFRAME_REPOSITORY": "/repo/r", "FREEZEFRAME_PASSWORD": "%s"}
+os.environ |= {"FREEZEFRAME_REPOSITORY": "/repo/r", "FREEZEFRAME_PASSWORD": "<password>"}
 
 def sh(command):
     done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True)
@@ -46,7 +45,7 @@ def sh(command):
 
 def freezeframe(*arguments):
     begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "freezeframe.cli.main", *arguments], text=True,
+    done = subprocess.run([sys.executable, "-m", "freezeframe", *arguments], text=True,
                           stdin=subprocess.DEVNULL, capture_output=True)
     print(*arguments, f"ended with {done.returncode} after {time.monotonic() - begun:.0f} s")
     print(done.stdout + done.stderr)
@@ -66,15 +65,13 @@ def disk(name):
 sh("mkfs.ext4 -q /dev/disk/by-id/virtio-disk0; mkdir /repo;"
    " mount /dev/disk/by-id/virtio-disk0 /repo")
 freezeframe("init")
-"""
-    % PASSWORD
-)
+""".replace("<password>", PASSWORD)
 
 _ROOT = (
     _COMMON
     + r"""
 os.makedirs("/opt/data")
-for number in range(24):
+for number in range(8):
     Path(f"/opt/data/{number}").write_bytes(os.urandom(1 << 20))
 with running_writer(PAIR, "/var/one", "/opt/two") as writer:
     image("first", writer, disk("root"))
@@ -203,17 +200,18 @@ def test_a_running_root_filesystem(tmp_path: Path) -> None:
         for name, image in (("first", first), ("second", second)):
             restored = tmp_path / f"{name}.raw"
             client.run("restore", image, "--to", str(restored), "--yes")
-            assert [check for check in check_filesystems(restored) if not check.clean] == []
+            # FAT cannot be frozen: it is as mounted, with the mark that says so.
+            frozen = [check for check in check_filesystems(restored) if "vfat" not in check.name]
+            assert [check for check in frozen if not check.clean] == []
             with on_root(restored) as root, on_root(running) as now:
                 last = [last_record(root / "var/one"), last_record(root / "opt/two")]
                 assert_one_moment(last, said, name)
                 assert checksum_tree(root / "usr") == checksum_tree(now / "usr")
                 late = {"late"} if name == "second" else set()
-                wanted = {str(number) for number in range(24)} | late
+                wanted = {str(number) for number in range(8)} | late
                 assert {path.name for path in (root / "opt/data").iterdir()} == wanted
-            report = boot_to_login(restored, "bios").report
-            assert (report["esp"], report["failed"]) == ("msdos", "0"), report
-            restored.unlink()
+        report = boot_to_login(restored, "bios").report
+        assert (report["esp"], report["failed"]) == ("msdos", "0"), report
 
 
 @contextlib.contextmanager

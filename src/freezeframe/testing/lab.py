@@ -111,15 +111,19 @@ def run_in_lab(
 
     It finds freezeframe, and `packages` of the testing machine's own Python (`numpy`), in
     its path. With `system` the machine is that disk, as `machine.system_disk` makes them: it
-    boots by its own loader and what it writes stays. `memory` in MiB. Blank disks of so many bytes each by `/dev/disk/by-id/virtio-disk0` and so on,
-    or as `LabDisk` tells. All disks are thrown away in the end, its root too, except those
-    that lie in a file of the caller's. Raises `ToolMissing`; `ToolFailed`
-    with all it printed where the script fails, or has not ended after `timeout` seconds.
+    boots by its own loader and what it writes stays. `memory` in MiB. Blank disks of so many
+    bytes each are found by `/dev/disk/by-id/virtio-disk0` and so on, or as `LabDisk` tells.
+    All disks are thrown away in the end, its root too, except those that lie in a file of the
+    caller's. Raises `ToolMissing`; `ToolFailed` with all it printed where the script fails, or
+    has not ended after `timeout` seconds.
     """
     qemu = which("qemu-system-x86_64")
     if qemu is None:
         raise ToolMissing("qemu-system-x86_64", "qemu-system-x86", "to run a machine")
-    lab = lab_system() if system is None else None
+    root = (
+        _lab_root(lab_system()) if system is None
+        else _drive(system, "root", "cache=unsafe,discard=unmap")
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="freezeframe-lab-") as temporary:
         folder = Path(temporary)
         console, output = folder / "console", folder / "output"
@@ -127,7 +131,7 @@ def run_in_lab(
             qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory),
             "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
             "-serial", f"file:{console}", "-serial", f"file:{output}",
-            *(_lab_root(lab) if lab else _drive(system, "root", "cache=unsafe,discard=unmap")),
+            *root,
             *_drive(_sources(folder, script, packages), "sources", "snapshot=on"),
         ]  # fmt: skip
         for number, disk in enumerate(disks):

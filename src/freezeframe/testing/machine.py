@@ -43,6 +43,10 @@ ESP_ID = "F0F0A001"
 _PACKAGES = (
     "systemd-sysv,udev,kmod,e2fsprogs,initramfs-tools,linux-image-cloud-amd64,python3,libbpf1"
 )
+#: What nobody reads in a test: a seventh of all files' bytes.
+_UNREAD = tuple(
+    f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "locale", "man")
+)
 
 _TABLE = f"""\
 label: gpt
@@ -157,7 +161,7 @@ def build_system_disk(disk: Path) -> None:
     with tempfile.TemporaryDirectory(dir=disk.parent, prefix="rootfs-") as folder:
         root = Path(folder) / "root"
         run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={_PACKAGES}",
-             *_apt_options(), _suite(), str(root), *_apt_sources()])  # fmt: skip
+             *_UNREAD, *_apt_options(), _suite(), str(root), *_apt_sources()])  # fmt: skip
         _configure(root)
         run(["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-U", ROOT_UUID, "-L", "root",
              "-d", str(root), "-E", f"offset={ROOT_START}", str(disk),

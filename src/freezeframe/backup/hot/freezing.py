@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from freezeframe.backup.hot import maps
 from freezeframe.backup.hot.disk import HotDisk
@@ -12,6 +13,7 @@ from freezeframe.backup.hot.world import World
 from freezeframe.backup.plan import DiskPlan
 from freezeframe.core.units import GRANULE, human_size
 from freezeframe.fs.base import State
+from freezeframe.image.manifest import PassRecord
 from freezeframe.shadow.freezer import Window
 from freezeframe.tracking import HarvestOverflow
 
@@ -57,7 +59,7 @@ class Freezing:
         if settings.if_busy is IfBusy.FAIL:
             raise NotConverging(
                 f"{left} were left to be read when a pause of"
-                f" {settings.max_pause * 1000:.0f} ms was over; {self._rates()}",
+                f" {settings.max_pause * 1000:.0f} ms was over; {rates(self.world.passes)}",
                 hint="allow a longer pause (--max-pause), hold writers down"
                 " (--if-busy slow-writers), or make the image at a calmer time",
             )
@@ -65,20 +67,11 @@ class Freezing:
             return self._longer_pause(settings.max_pause)
         return self._slow_writers(left)
 
-    def _rates(self) -> str:
-        """Say how fast is written, and how fast copied: of the last pass."""
-        passes = self.world.passes
-        if not passes or not passes[-1].seconds:
-            return "nothing was copied ahead"
-        last = passes[-1]
-        written = human_size(last.marks * GRANULE / last.seconds)
-        return f"written: {written}/s, copied: {human_size(last.bytes / last.seconds)}/s"
-
     def _slow_writers(self, left: str) -> Window:
         world = self.world
         world.slowed = True
         world.progress.note(
-            f"written to faster than it can be copied ({left} were left; {self._rates()}):"
+            f"written to faster than it can be copied ({left} were left; {rates(world.passes)}):"
             " holding writers down by short freezes"
         )
         gap = 0.05
@@ -89,7 +82,8 @@ class Freezing:
                 return window
             gap = max(gap / 2, 0.002)
         raise NotConverging(
-            f"even {_SHORT_FREEZES} short freezes did not let copying catch up; {self._rates()}",
+            f"even {_SHORT_FREEZES} short freezes did not let copying catch up;"
+            f" {rates(world.passes)}",
             hint="allow a longer pause (--max-pause), or give more memory (--residual-memory)",
         )
 
@@ -103,7 +97,7 @@ class Freezing:
             if done:
                 return window
         raise NotConverging(
-            f"a pause of {pause:.1f} s was not enough; {self._rates()}",
+            f"a pause of {pause:.1f} s was not enough; {rates(self.world.passes)}",
             hint="hold writers down (--if-busy slow-writers), or give more memory"
             " (--residual-memory)",
         )
@@ -295,3 +289,16 @@ def make_room(disks: Sequence[HotDisk], memory: int) -> bool:
     for number, disk in enumerate(disks):
         disk.has_room(limit(disk, len(disks) - number), spare=True)
     return True
+
+
+def rates(passes: Sequence[PassRecord]) -> str:
+    """Say how fast is written, and how fast copied: by the last passes that tell."""
+    timed = [each for each in passes if each.seconds]
+    if not timed:
+        return "nothing was copied ahead"
+    copied = f"copied: {human_size(timed[-1].bytes / timed[-1].seconds)}/s"
+    # What a pass finds marked was written while the one before it copied.
+    for before, after in reversed(list(pairwise(timed))):
+        if after.marks:
+            return f"written: {human_size(after.marks * GRANULE / before.seconds)}/s, {copied}"
+    return copied
