@@ -203,7 +203,7 @@ def test_a_running_root_filesystem(tmp_path: Path) -> None:
             # FAT cannot be frozen: it is as mounted, with the mark that says so.
             frozen = [check for check in check_filesystems(restored) if "vfat" not in check.name]
             assert [check for check in frozen if not check.clean] == []
-            with on_root(restored) as root, on_root(running) as now:
+            with on_root(restored) as root, on_root(running, read_only=False) as now:
                 last = [last_record(root / "var/one"), last_record(root / "opt/two")]
                 assert_one_moment(last, said, name)
                 assert checksum_tree(root / "usr") == checksum_tree(now / "usr")
@@ -215,11 +215,14 @@ def test_a_running_root_filesystem(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def on_root(disk: Path) -> Iterator[Path]:
-    """Give the root folder of a system disk."""
+def on_root(disk: Path, *, read_only: bool = True) -> Iterator[Path]:
+    """Give the root folder of a system disk; of one that was switched off only `read_only=False`.
+
+    Then its journal is replayed. One that was frozen needs no such thing.
+    """
     found = survey(disk)
     root = next(volume for volume in found.volumes if volume.kind == "ext4")
-    with mounted(disk, found.sector, root) as folder:
+    with mounted(disk, found.sector, root, read_only=read_only) as folder:
         yield folder
 
 
