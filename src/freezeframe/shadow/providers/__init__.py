@@ -1,0 +1,20 @@
+"""Providers: ways to take point-in-time copies. See `base` for what one is.
+
+`hot` is none of these: it is the engine of online images itself (`backup.hot`), and takes
+what no other provider does.
+"""
+
+from __future__ import annotations
+
+from freezeframe.shadow.providers.base import Provider
+from freezeframe.shadow.registry import Registered, load
+
+#: Entry points of other packages.
+GROUP = "freezeframe.providers"
+#: The program's own.
+_OWN: dict[str, str] = {}
+
+
+def provider_kinds() -> Registered[type[Provider]]:
+    """Return the providers there are."""
+    return load(GROUP, _OWN, Provider)  # type: ignore[type-abstract]
