@@ -59,6 +59,9 @@ def choose_provider(
     if hot:
         fits[HOT] = hot_fit(node)
     for kind, provider in registered.kinds.items():
+        if hot and not provider.gives_devices:
+            # An image is made of devices.
+            continue
         try:
             fits[kind] = provider.fit(volume)
         except FreezeframeError as error:

@@ -62,6 +62,10 @@ class _Part:
     undo: tuple[tuple[str, ...], ...] = ()
     #: Whether it has been asked to hold still, and was not let go since.
     held: bool = False
+    #: Counts freezes and thaws: who comes back from one and finds another number was too late.
+    turn: int = 0
+    #: Whether a call of it never came back.
+    hangs: bool = False
     #: When its freeze was asked for, and when that was done, monotonic.
     asked: float = 0.0
     since: float = 0.0
@@ -87,6 +91,10 @@ class Coordinator(Closing):
         self._stack = ExitStack()
         self._writers = [_Part(f"writer {writer.name}") for writer in self.writers]
         self._providers = [_Part(f"provider {p.kind} {n}") for n, p in enumerate(self.providers)]
+        alone = [n for n, writer in enumerate(self.writers) if writer.stops_others]
+        rest = [n for n in range(len(self.writers)) if n not in alone]
+        #: Numbers of the writers that are frozen at once, in the order of freezing.
+        self._groups = [*([n] for n in alone), *([rest] if rest else [])]
         self._until = Deadline.after(self.limits.writers)
         self._hold_until = Deadline.after(self.limits.commit)
         self._broken = ""
@@ -148,24 +156,41 @@ class Coordinator(Closing):
         self._write("window")
 
     def freeze_writers(self) -> None:
-        """Ask all writers at once to hold still; where one does not, thaw them and raise."""
+        """Ask the writers to hold still, and raise where one does not.
+
+        One after the other those that stop programs which may use others; then all others at
+        once, so that a database is held for a short time however long a service takes to stop.
+        """
         self._move(State.WRITERS_FROZEN)
         with self._step("freeze writers"):
             self._until = Deadline.after(self.limits.writers)
             self._tell_guard(self._writers, self.limits.writers)
-            now = time.monotonic()
-            for part in self._writers:
-                part.held, part.asked = True, now
-            outcomes = self._crew.run(
-                [partial(writer.freeze, self._until) for writer in self.writers], self._until
-            )
-            for part, vote, outcome in zip(
-                self._writers, self.record.writers, outcomes, strict=True
-            ):
-                part.since = outcome.ended
-                vote.freeze = outcome.seconds
-                vote.freezes += 1
-            judge_writers(self.record.writers, "freeze writers", outcomes, self._until)
+            for group in self._groups:
+                self._freeze_group(group)
+
+    def _freeze_group(self, group: Sequence[int]) -> None:
+        votes = [self.record.writers[number] for number in group]
+        now = time.monotonic()
+        for number in group:
+            part = self._writers[number]
+            part.held, part.asked, part.turn = True, now, part.turn + 1
+        outcomes = self._crew.run(
+            [partial(self._freeze_one, number, self._writers[number].turn) for number in group],
+            self._until,
+        )
+        for number, vote, outcome in zip(group, votes, outcomes, strict=True):
+            self._writers[number].since = outcome.ended
+            vote.freeze = outcome.seconds
+            vote.freezes += 1
+        judge_writers(votes, "freeze writers", outcomes, self._until)
+
+    def _freeze_one(self, number: int, turn: int) -> None:
+        """Freeze one; where its thaw came before it was frozen, thaw it again."""
+        try:
+            self.writers[number].freeze(self._until)
+        finally:
+            if self._writers[number].turn != turn:
+                self.writers[number].thaw()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -305,30 +330,36 @@ class Coordinator(Closing):
         return trouble
 
     def _thaw(self) -> list[str]:
-        """Thaw the writers, all at once; return what went wrong."""
+        """Thaw the writers, in reverse order; return what went wrong."""
         begun = time.monotonic()
         if self.state in (State.WRITERS_FROZEN, State.RESUMED):
             self._move(State.THAWED)
-        held = [n for n, part in enumerate(self._writers) if part.held]
-        if not held:
-            return []
         late = self._until.passed
-        outcomes = self._crew.run(
-            [self.writers[number].thaw for number in held], Deadline.after(_LETTING_GO)
-        )
         trouble: list[str] = []
-        for number, outcome in zip(held, outcomes, strict=True):
+        groups = [[n for n in group if self._writers[n].held] for group in reversed(self._groups)]
+        for group in filter(None, groups):
+            trouble += self._thaw_group(group)
+        if any(groups):
+            self.record.steps["thaw writers"] = time.monotonic() - begun
+            if late and not trouble:
+                trouble.append(f"writers were held for longer than {self.limits.writers:g} s")
+        return trouble
+
+    def _thaw_group(self, group: Sequence[int]) -> list[str]:
+        trouble: list[str] = []
+        for number in group:
+            self._writers[number].turn += 1
+        outcomes = self._crew.run(
+            [self.writers[number].thaw for number in group], Deadline.after(_LETTING_GO)
+        )
+        for number, outcome in zip(group, outcomes, strict=True):
             part, vote = self._writers[number], self.record.writers[number]
             if not outcome.good:
                 trouble.append(f"{vote.name} could not be thawed: {outcome.why}")
             vote.thaw = outcome.seconds
             vote.held = max(outcome.begun - part.since, 0.0) if part.since else 0.0
             vote.total += outcome.begun + outcome.seconds - part.asked
-        trouble += self._free([self._writers[number] for number in held])
-        if late and not trouble:
-            trouble.append(f"writers were held for longer than {self.limits.writers:g} s")
-        self.record.steps["thaw writers"] = time.monotonic() - begun
-        return trouble
+        return trouble + self._free([self._writers[number] for number in group])
 
     def _free(self, parts: Sequence[_Part]) -> list[str]:
         for part in parts:
@@ -348,10 +379,14 @@ class Coordinator(Closing):
 
     def _release(self) -> list[str]:
         trouble: list[str] = []
-        for provider in reversed(self.providers):
+        parts = reversed(list(zip(self.providers, self._providers, strict=True)))
+        for provider, part in parts:
             (outcome,) = self._crew.run([provider.release], Deadline.after(_LETTING_GO * 3))
             if not outcome.good:
                 trouble.append(f"{_who(provider)} could not be released: {outcome.why}")
+            elif part.hangs:
+                # What it makes when it comes back, nobody else would know of.
+                trouble.append(f"{_who(provider)} may still be at work")
         # Whatever stays is for the next run, or `shadow cleanup`, which the journal tells.
         if not trouble:
             self.forget()
@@ -374,9 +409,10 @@ class Coordinator(Closing):
         """Call one provider after the other; the first that fails ends it."""
         deadline = Deadline.after(seconds)
         outcomes: list[Outcome] = []
-        for vote, call in zip(self.record.providers, calls, strict=True):
+        for part, vote, call in zip(self._providers, self.record.providers, calls, strict=True):
             (outcome,) = self._crew.run([call], deadline)
             outcomes.append(outcome)
+            part.hangs = part.hangs or outcome.late
             if not outcome.good:
                 raise provider_failed(vote, what, outcome)
         return outcomes

@@ -109,13 +109,13 @@ def choose_writers(writers: Writers, scope: Scope, choice: WriterChoice) -> Cast
         named = bool({each.name, each.writer.kind} & set(choice.names))
         outside = [path for path in each.paths if not scope.covers(path)]
         here = any(scope.touches(path) for path in each.paths)
-        if named and (outside or not each.paths):
+        if named and outside:
             raise UsageError(
                 f"the data of {each.name} do not all lie in the image:"
-                f" {', '.join(map(str, outside)) or 'none are known'}",
+                f" {', '.join(map(str, outside))}",
                 hint="image those volumes as well, or leave the writer out",
             )
-        if named or (choice.auto and each.paths and not outside):
+        if named or (choice.auto and not outside):
             chosen.append(each)
         elif here:
             left_out[each.name] = (

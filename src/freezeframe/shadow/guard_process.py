@@ -136,7 +136,7 @@ class Guard:
 def _run(command: list[str]) -> None:
     """Run one command for so long as it may take; a failure keeps no other from its turn."""
     try:
-        pid = os.posix_spawn(command[0], command, os.environ)
+        pid = os.posix_spawnp(command[0], command, os.environ)
     except OSError:
         return
     patience = time.monotonic() + _ONE_COMMAND
