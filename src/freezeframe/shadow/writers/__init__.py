@@ -8,7 +8,19 @@ from freezeframe.shadow.writers.base import WriterKind
 #: Entry points of other packages.
 GROUP = "freezeframe.writers"
 #: The program's own, in the order in which they are looked for.
-_OWN: dict[str, str] = {}
+_OWN = {
+    kind: f"freezeframe.shadow.writers.{kind}:{name}"
+    for kind, name in {
+        # Scripts and units first: what they stop may use the databases.
+        "hooks": "HooksKind",
+        "systemd": "SystemdKind",
+        "containers": "ContainerKind",
+        "postgresql": "PostgreSQLKind",
+        "mariadb": "MariaDBKind",
+        "redis": "RedisKind",
+        "sqlite": "SQLiteKind",
+    }.items()
+}
 
 
 def writer_kinds() -> Registered[type[WriterKind]]:

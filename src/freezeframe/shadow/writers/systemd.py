@@ -1,0 +1,111 @@
+"""Units that are stopped for the moment and started again, for what has no other way.
+
+Named in the settings, never found: who stops a service decides that. Units that do not run
+are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from freezeframe.core.errors import FreezeError
+from freezeframe.shadow.deadline import Deadline
+from freezeframe.shadow.writers.base import Writer, WriterKind, WriterResult, WriterVeto
+from freezeframe.shadow.writers.commands import CommandFailed, Commands, Step, Steps
+from freezeframe.shadow.writers.settings import load_settings
+from freezeframe.system.run import which
+
+#: What is there on a machine that systemd runs (sd_booted(3)).
+_BOOTED = Path("/run/systemd/system")
+_LOOK = 2.0
+_START = 60.0
+
+
+class Units(Writer):
+    """Some units, in the order in which they are stopped. Part of every image."""
+
+    kind = "systemd"
+
+    def __init__(self, program: str, units: Sequence[str]) -> None:
+        """`program` is systemctl by its full path; `units` run."""
+        self._units = tuple(units)
+        self._steps = Steps(
+            [Step((program, "stop", unit), (program, "start", unit)) for unit in units], _START
+        )
+        self._whole = False
+
+    @property
+    def name(self) -> str:
+        """`systemd`: there is one for all."""
+        return "systemd"
+
+    def about(self) -> str:
+        """Name them."""
+        return "stopped for the moment: " + ", ".join(self._units)
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return nothing: a unit does not tell where its data lie."""
+        return ()
+
+    def freeze(self, deadline: Deadline) -> None:
+        """Stop each."""
+        self._whole = False
+        try:
+            self._steps.hold(deadline)
+        except CommandFailed as error:
+            raise WriterVeto(
+                f"{self.name}: {error}", hint="see `systemctl status` of that unit"
+            ) from error
+        self._whole = True
+
+    def thaw(self) -> None:
+        """Start each again, the last first."""
+        failed = [str(error) for error in self._steps.release()]
+        if failed:
+            raise FreezeError(
+                f"{self.name}: {'; '.join(failed)}",
+                hint="start it by hand; `systemctl status` tells why it did not",
+            )
+
+    def finish(self, taken: bool) -> WriterResult:
+        """Tell that they were stopped."""
+        with contextlib.suppress(FreezeError):
+            self.thaw()
+        whole = taken and self._whole
+        return WriterResult(
+            "application" if whole else "crash", (), {"units": " ".join(self._units)}
+        )
+
+    def undo(self) -> tuple[tuple[str, ...], ...]:
+        """Return the commands that start them."""
+        return self._steps.undo()
+
+
+class SystemdKind(WriterKind):
+    """The units that the settings name, as far as they run."""
+
+    kind = "systemd"
+
+    def __init__(self, units: Sequence[str] | None = None, program: str = "systemctl") -> None:
+        """`units` in place of the settings'."""
+        self._units = units
+        self._program = program
+
+    def find(self) -> Sequence[Units]:
+        """Return one writer for all of them: their order counts."""
+        units = load_settings().systemd.stop if self._units is None else self._units
+        program = which(self._program)
+        if not units or program is None:
+            return []
+        running = []
+        for unit in units:
+            with contextlib.suppress(CommandFailed):
+                Commands().run((program, "is-active", "--quiet", unit), Deadline.after(_LOOK))
+                running.append(unit)
+        return [Units(program, running)] if running else []
+
+    def unavailable(self) -> str:
+        """Say that systemd does not run this machine, or nothing."""
+        return "" if _BOOTED.exists() else "this machine is not run by systemd"
