@@ -64,6 +64,7 @@ class Company:
     ) -> None:
         self.coordinator = coordinator
         self.cast = cast
+        self._kinds = {each.name: each.writer.kind for each in writers.found}
         self._unknown = tuple(f"{kind}: {why}" for kind, why in writers.broken.items())
         #: Writer → numbers of the devices its data stand on.
         self._beneath = {each.name: _beneath(each, stack) for each in writers.found}
@@ -115,7 +116,7 @@ class Company:
         left_out = tuple(
             WriterRecord(
                 name=name,
-                kind=name.partition(":")[0],
+                kind=self._kinds[name],
                 vote=Vote.LEFT_OUT.value,
                 reason=reason,
             )
