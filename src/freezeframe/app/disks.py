@@ -68,11 +68,11 @@ def examine_disks(paths: Sequence[str] = (), location: str = "") -> Iterator[Dis
             taken.mode.value if taken.mode else "",
             taken.holders,
             record,
-            _providers(path),
+            _providers(path, lacks),
         )
 
 
-def _providers(path: str) -> tuple[Chosen, ...]:
+def _providers(path: str, lacks: Sequence[str]) -> tuple[Chosen, ...]:
     """Tell who would take a disk, and each volume upon it, with the reasons."""
     node = sysfs.node_of(path)
     if node is None:
@@ -81,7 +81,7 @@ def _providers(path: str) -> tuple[Chosen, ...]:
     for part in (node, *node.partitions()):
         nodes |= {above.number: above for above in _volumes_upon(part)}
     stack = Stack()
-    return tuple(choose_provider(each, stack=stack) for each in nodes.values())
+    return tuple(choose_provider(each, stack=stack, lacks=lacks) for each in nodes.values())
 
 
 def _volumes_upon(node: Node) -> Iterator[Node]:

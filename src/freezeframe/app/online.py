@@ -21,6 +21,7 @@ from freezeframe.app.backup import (
     without_repeats,
 )
 from freezeframe.app.bases import Trust, as_it_is, find_bases, source_of, take_over
+from freezeframe.app.choose import machine_lacks
 from freezeframe.app.company import Company, ShadowSettings, gather
 from freezeframe.app.copies import Copied, Copies
 from freezeframe.app.mounted import Mounted
@@ -187,17 +188,18 @@ def _divided(
 ) -> tuple[dict[str, Node], list[tuple[str, Chosen]]]:
     """Tell which volumes the engine takes itself, and which other providers do."""
     wanted = overrides(shadow.providers, named)
+    stack, lacks = Stack(), machine_lacks()
     hot: dict[str, Node] = {}
     others: list[tuple[str, Chosen]] = []
     for path, node in named.items():
-        chosen = choose_provider(node, wanted.get(node.number, ""))
+        chosen = choose_provider(node, wanted.get(node.number, ""), stack=stack, lacks=lacks)
         # Why the engine cannot take what nobody else takes, the engine says itself.
         if chosen.provider is None:
             hot[path] = node
         else:
             others.append((path, chosen))
     for path, chosen in others:
-        below = Stack().below_device(chosen.volume.node)
+        below = stack.below_device(chosen.volume.node)
         if any(node.number in below.nodes for node in hot.values()):
             raise UsageError(
                 f"{path} lies on a disk that is imaged as well",

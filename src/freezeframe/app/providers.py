@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from freezeframe.app.choose import machine_lacks, untrackable
@@ -46,18 +46,24 @@ def volume_of(node: Node, stack: Stack | None = None) -> Volume:
 
 
 def choose_provider(
-    node: Node, wanted: str = "", *, hot: bool = True, stack: Stack | None = None
+    node: Node,
+    wanted: str = "",
+    *,
+    hot: bool = True,
+    stack: Stack | None = None,
+    lacks: Sequence[str] | None = None,
 ) -> Chosen:
     """Decide who takes a volume: the one `wanted`, or the one that fits best.
 
-    Without `hot`, one that gives a shadow device. Raises `UsageError` where the one wanted
+    Without `hot`, one that gives a shadow device. `lacks` is what `machine_lacks` says, where
+    it was asked already. Raises `UsageError` where the one wanted
     does not exist or does not suit; where none suits, `kind` is empty.
     """
     volume = volume_of(node, stack)
     registered = provider_kinds()
     fits: dict[str, Fit] = {}
     if hot:
-        fits[HOT] = hot_fit(node)
+        fits[HOT] = hot_fit(node, machine_lacks() if lacks is None else lacks)
     for kind, provider in registered.kinds.items():
         if hot and not provider.gives_devices:
             # An image is made of devices.
@@ -98,9 +104,9 @@ def _wanted(
     return Chosen(volume, wanted, fits[wanted].reason, kinds.get(wanted), fits)
 
 
-def hot_fit(node: Node) -> Fit:
+def hot_fit(node: Node, lacks: Sequence[str]) -> Fit:
     """Say whether the hot engine can take a volume, and how well."""
-    if lacks := machine_lacks():
+    if lacks:
         return Fit(False, 0, f"this machine lacks {', '.join(lacks)}")
     if why := untrackable(node):
         return Fit(False, 0, why)

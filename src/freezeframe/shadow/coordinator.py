@@ -23,9 +23,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from freezeframe.core.closing import Closing
-from freezeframe.core.errors import FreezeBroken, FreezeframeError
+from freezeframe.core.errors import FreezeBroken
 from freezeframe.shadow.crew import Crew, Outcome
 from freezeframe.shadow.deadline import Deadline
 from freezeframe.shadow.freezer import Freezer, Window
@@ -36,6 +37,7 @@ from freezeframe.shadow.scope import Scope
 from freezeframe.shadow.timeline import NEXT, Limits, State
 from freezeframe.shadow.votes import (
     ProviderVote,
+    ShadowFailed,
     ShadowRecord,
     Vote,
     WriterVote,
@@ -97,7 +99,8 @@ class Coordinator(Closing):
         self._groups = [*([n] for n in alone), *([rest] if rest else [])]
         self._until = Deadline.after(self.limits.writers)
         self._hold_until = Deadline.after(self.limits.commit)
-        self._broken = ""
+        #: Whether the providers hold copies.
+        self._copied = False
         self._journal: Journal | None = None
         self._created = dt.datetime.now().astimezone().isoformat(timespec="seconds")
         for writer in self.writers:
@@ -107,7 +110,7 @@ class Coordinator(Closing):
             self.record.providers.append(ProviderVote(provider.kind, volumes))
             provider.journal = partial(self._write, "prepare")
 
-    def __enter__(self) -> Coordinator:
+    def __enter__(self) -> Self:
         """Start the guard and the threads. `FreezeError`; some 50 ms."""
         with self._stack as stack:
             self._crew = Crew(len(self.writers) + len(self.providers) + 1)
@@ -143,17 +146,26 @@ class Coordinator(Closing):
 
     def ready(self) -> None:
         """Make another window possible, outside of it: here things may take their time."""
-        if self.committed:
+        if self._copied:
             # The copies are of a window that did not count.
             with self._step("prepare providers"):
                 self._each_provider("release", [p.release for p in self.providers], _LETTING_GO)
             self._prepare_providers()
-            self.committed = False
+            self._copied = False
+        deadline = Deadline.after(_LETTING_GO)
+        (outcome,) = self._crew.run([self._ask_undo], deadline)
+        if not outcome.good:
+            raise ShadowFailed(
+                f"it is not known how to let go what is to be held: {outcome.why}",
+                hint=outcome.hint or "this is a mistake of a writer or provider: leave it out",
+            ) from outcome.error
+        self._write("window")
+
+    def _ask_undo(self) -> None:
         for part, writer in zip(self._writers, self.writers, strict=True):
             part.undo = writer.undo()
         for part, provider in zip(self._providers, self.providers, strict=True):
             part.undo = provider.undo()
-        self._write("window")
 
     def freeze_writers(self) -> None:
         """Ask the writers to hold still, and raise where one does not.
@@ -213,13 +225,10 @@ class Coordinator(Closing):
         if trouble := self._resume():
             raise FreezeBroken(trouble[0], hint="no image was made: run it again")
 
-    #: Whether the providers hold copies.
-    committed: bool = False
-
     def commit(self) -> None:
         """Make the copies, all of this moment."""
         self._move(State.COMMITTED)
-        self.committed = bool(self.providers)
+        self._copied = bool(self.providers)
         with self._step("commit"):
             calls = [partial(p.commit, self._hold_until) for p in self.providers]
             outcomes = self._each_provider("commit", calls, self._hold_until.left)
@@ -480,8 +489,8 @@ class Coordinator(Closing):
 def _about(writer: Writer) -> str:
     try:
         return writer.about()
-    except FreezeframeError as error:
-        return error.message
+    except Exception as error:  # no more than a few words, whatever is wrong with them
+        return str(error)
 
 
 def _who(provider: Provider) -> str:
