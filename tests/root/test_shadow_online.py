@@ -13,6 +13,7 @@ import pytest
 
 from freezeframe.core.units import MIB
 from freezeframe.shadow import journal, providers
+from freezeframe.shadow.leftovers import remove_kept
 from freezeframe.shadow.writers import settings
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run
@@ -182,6 +183,8 @@ def mixed_disks(folder: Path) -> Iterator[tuple[str, Path, str, Path, Path]]:
                 yield one.device, one.point, two, point, host.point
             finally:
                 untrack(one.device, two)
+                for found in journal.kept():
+                    list(remove_kept(found.entry))
 
 
 @pytest.mark.usefixtures("reflink")
@@ -226,8 +229,12 @@ def test_shadow_copies_are_kept_until_deleted(tmp_path: Path, program: Program) 
         assert (shadow["volume"], shadow["provider"]) == (two, "reflink")
         twice = program("shadow", "create", two, "--name", "noon", code=2)
         assert "there is a set of shadow copies named noon" in twice.err
-        refused = program("shadow", "create", one, code=2)
-        assert "no provider makes a shadow copy" in refused.err
+        # The file beneath this one lies where no blocks are shared: it fails at the commit.
+        failed = program("shadow", "create", two, one, code=1)
+        assert "failed to commit" in failed.err
+        assert len(list(host.iterdir())) == 2
+        absent = program("shadow", "create", tmp_path, code=1)
+        assert "no block device" in absent.err
         with mounted_at(path, tmp_path / "seen", "-o", "ro,noload") as seen:
             assert last_record(seen / "a") - last_record(seen / "b") in (0, 1)
         listed = program("shadow", "list").out
