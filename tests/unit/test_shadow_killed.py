@@ -87,8 +87,13 @@ def held(folder: Path) -> list[str]:
 def clean(folder: Path) -> None:
     """Nothing is held; what else is left, the next program removes."""
     eventually(lambda: not held(folder))
+    for found in journal.running():
+        if found.entry.state == "window":
+            eventually(found.path.with_suffix(journal.UNDONE).exists)
     cleaned = list(clean_leftovers())
     assert not any(each.trouble for each in cleaned)
+    # What the guard has let go is not let go once more.
+    assert not any("thawed" in each.what for each in cleaned)
     assert list((folder / "stage").iterdir()) == []
     assert list((folder / "running").iterdir()) == []
 

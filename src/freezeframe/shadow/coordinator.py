@@ -117,7 +117,7 @@ class Coordinator(Closing):
             stack.callback(self._crew.close)
             if self.providers or self.writers:
                 self._journal = stack.enter_context(Journal(self.name))
-                self._guard = Guard()
+                self._guard = Guard(self._journal.undone)
                 stack.callback(self._guard.close)
                 self._guard.ensure()
             self._stack = stack.pop_all()
@@ -352,6 +352,10 @@ class Coordinator(Closing):
             self.record.steps["thaw writers"] = time.monotonic() - begun
             if late and not trouble:
                 trouble.append(f"writers were held for longer than {self.limits.writers:g} s")
+        if self.state is State.THAWED:
+            # From here on nobody has to let anything go for us.
+            with contextlib.suppress(OSError):
+                self._write("taken")
         return trouble
 
     def _thaw_group(self, group: Sequence[int]) -> list[str]:

@@ -27,6 +27,8 @@ RUNNING = Path("/run/freezeframe/shadow")
 #: Of sets that are kept, and what writers last said.
 KEPT = Path("/var/lib/freezeframe/shadow")
 
+#: The guard's file beside a set's.
+UNDONE = ".undone"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _FORMAT = 1
 
@@ -103,6 +105,11 @@ class Journal(Closing):
                 f"a set of shadow copies named {name} is being made",
                 hint="wait for it, or choose another name",
             )
+
+    @property
+    def undone(self) -> Path:
+        """Return the file that says: the guard has let go all that the program held."""
+        return self._path.with_suffix(UNDONE)
 
     def write(self, entry: SetEntry) -> None:
         """Write the set down. In memory: nothing is waited for."""
