@@ -28,6 +28,7 @@ import signal
 import socket
 import sys
 import time
+from typing import Protocol
 
 #: Seconds between two tries to thaw what is only about to be frozen.
 _AGAIN = 0.01
@@ -183,7 +184,7 @@ class Watch:
                 os.write(self._log, f"<4>freezeframe watchdog: {text}\n".encode())
 
 
-def _settle_down() -> bool:
+def settle_down() -> bool:
     """Make this process one that stays: in memory, undisturbed. Return whether it is locked."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
@@ -199,8 +200,24 @@ def _settle_down() -> bool:
     return bool(ctypes.CDLL(None).mlockall(everything) == 0)
 
 
-def serve(channel: socket.socket, process: int, watch: Watch) -> None:
-    """Listen until the program ends: its end of the channel closes, or its pidfd says so."""
+class Listener(Protocol):
+    """What acts on the messages of a program, and on time that passes."""
+
+    def wait(self) -> float | None:
+        """Return how many seconds may pass before `expire` is due; None for ever."""
+
+    def expire(self) -> None:
+        """Do what is due."""
+
+    def message(self, text: str) -> str:
+        """Take a message; return the answer, if any."""
+
+
+def serve(channel: socket.socket, process: int, watch: Listener, longest: int = _MESSAGE) -> None:
+    """Listen until the program ends: its end of the channel closes, or its pidfd says so.
+
+    `longest` message in bytes.
+    """
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     if process >= 0:
@@ -212,7 +229,7 @@ def serve(channel: socket.socket, process: int, watch: Watch) -> None:
             if descriptor != channel.fileno():
                 continue
             try:
-                text = channel.recv(_MESSAGE).decode()
+                text = channel.recv(longest).decode()
             except OSError:
                 text = ""
             if not text or text == "quit":
@@ -221,7 +238,8 @@ def serve(channel: socket.socket, process: int, watch: Watch) -> None:
             if answer:
                 with contextlib.suppress(OSError):
                     channel.send(answer.encode(), socket.MSG_DONTWAIT)
-        if any(descriptor == process for descriptor, _ in ready):
+        # What it said before it ended comes first: its end of the channel is closed after.
+        if [descriptor for descriptor, _ in ready] == [process]:
             return
         watch.expire()
 
@@ -232,7 +250,7 @@ def main(arguments: list[str]) -> None:
     process = int(arguments[3])
     descriptors = [int(text) for text in arguments[4::2]]
     watch = Watch(descriptors, arguments[5::2], float(arguments[0]), int(arguments[1]))
-    locked = _settle_down()
+    locked = settle_down()
     watch.rehearse()
     channel.send(f"ready {int(locked)}".encode())
     serve(channel, process, watch)

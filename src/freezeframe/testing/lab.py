@@ -202,7 +202,11 @@ def _sources(folder: Path, script: str, packages: Sequence[str]) -> Path:
             spec = importlib.util.find_spec(name)
             assert spec is not None
             assert spec.origin is not None
-            place = Path(spec.origin).parent
+            place = Path(spec.origin)
+            if place.stem != "__init__":
+                shutil.copy(place, tree)
+                continue
+            place = place.parent
         ignored = shutil.ignore_patterns("__pycache__", "tests")
         shutil.copytree(place, tree / name, ignore=ignored)
         # Wheels keep the libraries they bring beside the package.

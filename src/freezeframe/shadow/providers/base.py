@@ -92,6 +92,8 @@ class Provider(ABC):
     #: True: `hold` itself freezes what is mounted on the volumes (a device-mapper suspend
     #: does), so nobody else must. False: the coordinator freezes them before `hold`.
     holds_filesystems: ClassVar[bool] = False
+    #: Whether its shadow copies are devices, which an image can be made of.
+    gives_devices: ClassVar[bool] = True
     #: Whether its shadow copies can stay when the program ends.
     can_keep: ClassVar[bool] = True
 

@@ -53,6 +53,9 @@ class Writer(ABC):
 
     #: The application: `postgresql`.
     kind: ClassVar[str]
+    #: Whether it holds programs still that may use other writers (a script that stops a
+    #: service, a container): it is frozen before all others and thawed after them.
+    stops_others: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -68,7 +71,8 @@ class Writer(ABC):
         """Return all files and folders its data lie on, absolute, links followed.
 
         Data, logs of transactions, tablespaces: what a restore needs. It takes part in an
-        image that holds all of them, and is left out of others.
+        image that holds all of them, and is left out of others. One that names nothing takes
+        part in every image.
         """
 
     def prepare(self, scope: Scope, deadline: Deadline) -> None:  # noqa: B027
@@ -104,7 +108,7 @@ class Writer(ABC):
     def undo(self) -> tuple[tuple[str, ...], ...]:
         """Return command lines that thaw it if this program dies while it is frozen.
 
-        Programs by their full paths. Asked before each `freeze`, run by a small process that
+        Asked before each `freeze`; run by a small process that
         outlives this one, in this order, without a shell, each for at most some seconds.
         Nothing where the hold ends with this process (a database connection) or by itself.
         """

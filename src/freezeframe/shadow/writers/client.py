@@ -19,7 +19,7 @@ from pathlib import Path
 from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeError
 from freezeframe.shadow.deadline import Deadline
-from freezeframe.system.run import search_path
+from freezeframe.system.run import foreign_environment
 
 _PIECE = 65536
 #: Seconds a client may take to end by itself once its pipe is closed.
@@ -80,7 +80,7 @@ class Client(Closing):
                 stderr=subprocess.PIPE,
                 # Not where we are: that may be a folder the other user cannot enter.
                 cwd="/",
-                env={**os.environ, "LC_ALL": "C", "PATH": search_path(), **(environment or {})},
+                env={**foreign_environment(), **(environment or {})},
                 user=user if other else None,
                 group=group if other else None,
                 extra_groups=() if other else None,

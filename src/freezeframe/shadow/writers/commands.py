@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from freezeframe.core.errors import FreezeError
 from freezeframe.shadow.deadline import Deadline
-from freezeframe.system.run import search_path
+from freezeframe.system.run import foreign_environment
 
 #: So much of what a program prints is kept.
 _MOST = 16384
@@ -60,7 +60,7 @@ class Commands:
                     stdout=output,
                     stderr=output,
                     cwd="/",
-                    env={**os.environ, "LC_ALL": "C", "PATH": search_path(), **(environment or {})},
+                    env={**foreign_environment(), **(environment or {})},
                     start_new_session=True,
                 )
             except OSError as error:

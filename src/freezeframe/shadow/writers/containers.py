@@ -50,6 +50,7 @@ class Container(Writer):
     """One container that runs."""
 
     kind = "containers"
+    stops_others = True
 
     def __init__(self, engine: str, program: str, number: str, name: str) -> None:
         """`program` is the engine's client by its full path; `number` the container's id."""

@@ -32,6 +32,7 @@ class Hooks(Writer):
     """The executables of one folder. They say nothing of where data lie: part of every image."""
 
     kind = "hooks"
+    stops_others = True
 
     def __init__(self, folder: Path, scripts: Sequence[Path]) -> None:
         """`scripts` in their order."""

@@ -27,6 +27,7 @@ class Units(Writer):
     """Some units, in the order in which they are stopped. Part of every image."""
 
     kind = "systemd"
+    stops_others = True
 
     def __init__(self, program: str, units: Sequence[str]) -> None:
         """`program` is systemctl by its full path; `units` run."""
