@@ -490,10 +490,16 @@ _DOCKER = """#!/bin/sh
 cd {state} || exit 1
 runs() {{ kill -0 "$(cat pid)" 2>/dev/null; }}
 case $1 in
-ps) ! runs || printf '{number}\tweb\t\n' ;;
+ps)
+    case "$*" in
+    *label=*) [ ! -e label ] || echo {number} ;;
+    *) ! runs || printf '{number}\\tweb\\n' ;;
+    esac ;;
 inspect)
     case $3 in
-    *json*) echo '{{"Mounts": [{{"Source": "{state}"}}], "GraphDriver": {{"Data": null}}}}' ;;
+    *json*)
+        echo '[{{"Type": "bind", "Source": "{state}"}}]'
+        echo '{{"Name": "overlay2", "Data": null}}' ;;
     *) if [ -e paused ]; then echo true; else echo false; fi ;;
     esac ;;
 pause)
@@ -586,6 +592,14 @@ class TestContainers(WriterContract):
         type(self).kind_expression = "ContainerKind(['web'], {place: (Path(place),)})"
         yield application
         application.stop()
+
+    def test_a_label_or_a_name_is_asked_for(self, application: Application) -> None:
+        """A container nobody named is left alone."""
+        assert isinstance(application, Managed)
+        kind = ContainerKind([], {str(application.manager): (application.manager,)})
+        assert not kind.find()
+        (application.folder / "label").touch()
+        assert [each.name for each in kind.find()] == ["docker:web"]
 
     def test_one_that_somebody_paused_is_not_touched(self, application: Application) -> None:
         """It is not ours to let go."""

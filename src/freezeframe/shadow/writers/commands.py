@@ -17,7 +17,7 @@ from freezeframe.shadow.deadline import Deadline
 from freezeframe.system.run import foreign_environment
 
 #: So much of what a program prints is kept.
-_MOST = 16384
+_MOST = 1 << 20
 #: Seconds between SIGTERM and SIGKILL.
 _PATIENCE = 0.5
 

@@ -26,8 +26,10 @@ _ENGINES: Mapping[str, Sequence[Path]] = {
     "docker": (Path("/run/docker.sock"), Path("/var/run/docker.sock")),
     "podman": (Path("/var/lib/containers/storage"), Path("/run/podman/podman.sock")),
 }
-_LABEL = "freezeframe.pause"
-_LIST = '{{.ID}}\t{{.Names}}\t{{.Label "freezeframe.pause"}}'
+#: Both engines know these; the labels themselves each prints in its own way.
+_LIST = ("ps", "--no-trunc", "--format", "{{.ID}}\t{{.Names}}")
+_DETAILS = "{{json .Mounts}}\n{{json .GraphDriver}}"
+_LABELLED = ("ps", "--no-trunc", "-q", "--filter", "label=freezeframe.pause=true")
 #: Seconds: to look, and to let go.
 _LOOK = 2.0
 _THAW = 20.0
@@ -39,11 +41,6 @@ class _Volume(msgspec.Struct, frozen=True):
 
 class _Driver(msgspec.Struct, frozen=True):
     Data: dict[str, str] | None = None
-
-
-class _Details(msgspec.Struct, frozen=True):
-    Mounts: tuple[_Volume, ...] = ()
-    GraphDriver: _Driver = _Driver()
 
 
 class Container(Writer):
@@ -71,17 +68,16 @@ class Container(Writer):
         return f"{self._engine} container {self._number[:12]}"
 
     def paths(self) -> tuple[Path, ...]:
-        """Return the folder it writes to, and its volumes."""
+        """Return the folder it writes to, and its volumes. `FreezeError` where nobody tells."""
+        command = (self._program, "inspect", "--format", _DETAILS, self._number)
+        volumes, driver = [*Commands().run(command, Deadline.after(_LOOK)).splitlines(), "", ""][:2]
         try:
-            text = Commands().run(
-                (self._program, "inspect", "--format", "{{json .}}", self._number),
-                Deadline.after(_LOOK),
-            )
-            details = msgspec.json.decode(text, type=_Details)
-        except (CommandFailed, msgspec.DecodeError):
-            return ()
-        own = (details.GraphDriver.Data or {}).get("UpperDir", "")
-        names = [own, *(volume.Source for volume in details.Mounts)]
+            data = msgspec.json.decode(driver, type=_Driver | None)
+            mounts = msgspec.json.decode(volumes, type=list[_Volume] | None)
+        except msgspec.DecodeError as error:
+            raise FreezeError(f"{self.name}: what it lies on is not understood: {error}") from error
+        own = (data.Data or {}).get("UpperDir", "") if data is not None else ""
+        names = [own, *(volume.Source for volume in mounts or ())]
         return tuple(dict.fromkeys(Path(name).resolve() for name in names if name.startswith("/")))
 
     def freeze(self, deadline: Deadline) -> None:
@@ -155,13 +151,12 @@ class ContainerKind(WriterKind):
             if program is None or not any(place.exists() for place in places):
                 continue
             try:
-                text = Commands().run(
-                    (program, "ps", "--no-trunc", "--format", _LIST), Deadline.after(_LOOK)
-                )
+                text = Commands().run((program, *_LIST), Deadline.after(_LOOK))
+                labelled = Commands().run((program, *_LABELLED), Deadline.after(_LOOK)).split()
             except CommandFailed:
                 continue
             for line in text.splitlines():
-                number, name, label = [*line.split("\t"), "", ""][:3]
-                if name and (label == "true" or name in names or "*" in names):
+                number, _, name = line.partition("\t")
+                if name and (number in labelled or name in names or "*" in names):
                     found.append(Container(Path(engine).name, program, number, name))
         return sorted(found, key=lambda writer: writer.name)
