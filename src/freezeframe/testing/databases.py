@@ -171,7 +171,7 @@ def psql_session(server: Running, database: str = "postgres") -> Client:
         failure=lambda text: text.strip(),
         user=entry.pw_uid,
         group=entry.pw_gid,
-        environment={"HOME": "/"},
+        environment={"HOME": "/", "PGOPTIONS": "-c client_min_messages=error"},
     )  # fmt: skip
 
 
