@@ -23,9 +23,11 @@ class Scope:
     _stack: Stack = field(default_factory=Stack, compare=False, repr=False)
 
     @classmethod
-    def of(cls, volumes: Sequence[Node], stack: Stack | None = None) -> Scope:
+    def of(
+        cls, volumes: Sequence[Node], stack: Stack | None = None, *, atomic: bool = True
+    ) -> Scope:
         """Make one of these volumes."""
-        return cls(tuple(volumes), _stack=stack or Stack())
+        return cls(tuple(volumes), atomic, _stack=stack or Stack())
 
     def covers(self, path: str | Path) -> bool:
         """Whether all that a file or folder stands on is in the image; links are followed.
