@@ -246,7 +246,7 @@ def redis(
         "--appendonly", "yes", *settings,
     ]  # fmt: skip
     running = Running(_start(command, _NOBODY, log), data, socket, log, settings)
-    with _until_end(running, (*redis_cli(running), "PING"), end):
+    with _until_end(running, (*redis_cli(running), "-e", "PING"), end):
         yield running
 
 
