@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from freezeframe.shadow.deadline import Deadline
-from freezeframe.shadow.writers import writer_kinds
+from freezeframe.shadow.scope import nothing
+from freezeframe.shadow.writers import redis, writer_kinds
 from freezeframe.shadow.writers.base import Writer, WriterKind, WriterVeto
 from freezeframe.shadow.writers.client import Client
 from freezeframe.shadow.writers.containers import ContainerKind
@@ -24,6 +25,7 @@ from freezeframe.shadow.writers.postgresql import PostgreSQLKind
 from freezeframe.shadow.writers.redis import RedisKind
 from freezeframe.shadow.writers.sqlite import SQLiteKind
 from freezeframe.shadow.writers.systemd import SystemdKind
+from freezeframe.system.run import run
 from freezeframe.testing import databases
 from freezeframe.testing.databases import Running
 from freezeframe.testing.frozen import eventually
@@ -208,6 +210,29 @@ class TestRedis(WriterContract):
             assert "what was written after" in result.notes[0]
         finally:
             application.client.ask("CONFIG SET appendonly yes", Deadline.after(60))
+
+
+def test_a_password_is_found_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on a command line nor in what is said; without it there is a veto."""
+    settings = tmp_path / "redis.conf"
+    settings.write_text('requirepass "open-sesame"\n# requirepass nothing\n')
+    with (
+        databases.open_folder() as folder,
+        databases.redis(folder / "data", folder / "run") as server,
+    ):
+        run((*databases.redis_cli(server), "CONFIG", "SET", "requirepass", "open-sesame"))
+        (writer,) = [each for each in RedisKind().find() if folder / "data" in each.paths()]
+        with pytest.raises(WriterVeto, match="NOAUTH"):
+            writer.prepare(nothing(), Deadline.after(60))
+        monkeypatch.setattr(redis, "_SETTINGS", (tmp_path,))
+        writer.prepare(nothing(), Deadline.after(60))
+        writer.freeze(Deadline.after(60))
+        commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+        assert not any(b"open-sesame" in command for command in commands)
+        # It would have to be on the command line.
+        assert not writer.undo()
+        writer.thaw()
+        assert "sesame" not in str(writer.finish(True))
 
 
 _WRITER = """
