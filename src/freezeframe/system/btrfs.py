@@ -44,6 +44,12 @@ def made_in(descriptor: int) -> int:
     return int(_INFO_FIELDS.unpack_from(answer)[10])
 
 
+def changed_in(descriptor: int) -> int:
+    """Return the number of the last transaction, of those on the disk, that changed it."""
+    answer = _call(descriptor, _INFO, bytes(_INFO_SIZE))
+    return int(_INFO_FIELDS.unpack_from(answer)[4])
+
+
 def _call(descriptor: int, numbers: tuple[int, int], argument: bytes) -> bytes:
     for number in numbers:
         buffer = bytearray(argument)

@@ -52,13 +52,16 @@ from freezeframe.testing.volumes import unmount
 _PATIENCE = 120.0
 
 _PAIRS = """
-import os, sys
-files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in sys.argv[1:]]
+import os, sys, time
+files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in sys.argv[2:]]
+pause = float(sys.argv[1])
 number = 0
 while True:
     for file in files:
         os.write(file, b"record %010d\\n" % number)
         os.fsync(file)
+        if pause:
+            time.sleep(pause)
     os.write(1, b".")
     number += 1
 """
@@ -113,11 +116,14 @@ class Ground:
 
 
 @contextlib.contextmanager
-def pairs_written(points: tuple[Path, Path]) -> Iterator[RecordWriter]:
-    """Have a process write record n to the first filesystem, then to the second, in turns."""
+def pairs_written(points: tuple[Path, Path], pause: float = 0) -> Iterator[RecordWriter]:
+    """Have a process write record n to the first filesystem, then to the second, in turns.
+
+    With so many seconds between two writes.
+    """
     for point in points:
         (point / "records").unlink(missing_ok=True)
-    with running_writer(_PAIRS, *(point / "records" for point in points)) as writer:
+    with running_writer(_PAIRS, str(pause), *(point / "records" for point in points)) as writer:
         yield writer
 
 

@@ -1,14 +1,17 @@
 """`btrfs`: read-only snapshots of all subvolumes. Files only; for the device there is `hot`.
 
-A snapshot is written by the very filesystem, so it cannot be made while that is frozen.
-It is a point in time by itself: all snapshots that are made in one transaction of the
-filesystem are of one instant. So they are asked for at once, each in a folder of its own
-(the kernel lets one at a time into a folder), and where they came to lie in more than one
-transaction, they are made again. A set with two btrfs filesystems has no common instant
-this way, which `one_instant` tells.
+A snapshot is written by the very filesystem, so it cannot be made while that is frozen, and
+the kernel makes one at a time: each in a transaction of its own, also when they are asked
+for at once (measured on Linux 6.18). The last one's is the common instant if no other subvolume
+has changed since its own snapshot, which the transactions' numbers tell: then all are as they
+were at that instant. Those that have changed are made again, for a second at most; where two
+are written to all the time there is no common instant this way, and the commit fails.
 
-The snapshots lie in `.freezeframe/<name>-<volume>/<subvolume's number>/<its name>` of the
-top-level subvolume, which is mounted below /run/freezeframe/btrfs for as long.
+What was written and not yet synchronised may or may not be in a snapshot, as after a power
+cut. A set with two btrfs filesystems has no common instant, which `one_instant` tells.
+
+The snapshots lie in `<name>-<volume>/<subvolume's number>/<its name>` of a subvolume
+`.freezeframe` of the top-level one, which is mounted below /run/freezeframe/btrfs for as long.
 """
 
 from __future__ import annotations
@@ -16,9 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,8 @@ _FOLDER = ".freezeframe"
 #: `btrfs subvolume list`: `ID 256 gen 7 top level 5 path home`.
 _LISTED = re.compile(r"^ID (\d+) gen \d+ top level \d+ path (.*)$", re.MULTILINE)
 _TOP = 5
-#: So many threads ask at once; more subvolumes than that are seldom of one transaction.
-_MOST_THREADS = 64
+#: Seconds in which a common instant of several subvolumes is looked for.
+_PATIENCE = 1.0
 
 
 @dataclass(slots=True)
@@ -62,7 +63,6 @@ class BtrfsProvider(Provider):
     def __init__(self, name: str, volumes: Sequence[Volume], wishes: Wishes) -> None:
         super().__init__(name, volumes, wishes)
         self._subvolumes: list[list[_Subvolume]] = []
-        self._threads: ThreadPoolExecutor | None = None
 
     @classmethod
     def unavailable(cls) -> str:
@@ -81,7 +81,7 @@ class BtrfsProvider(Provider):
 
     @property
     def one_instant(self) -> bool:
-        """Whether all its copies are of one instant: those of one filesystem are."""
+        """Whether all its copies are of one instant: those of one filesystem are, or fail."""
         return len({each.filesystems[0].device for each in self.volumes}) <= 1
 
     def record(self) -> Mapping[str, str]:
@@ -99,41 +99,25 @@ class BtrfsProvider(Provider):
             point = _mount(volume.path, f"{self.name}-{index}")
             try:
                 found = _writable(point)
+                if not (point / _FOLDER).exists():
+                    # A subvolume, so that no other is changed by what is made in it.
+                    run(("btrfs", "subvolume", "create", str(point / _FOLDER)))
+                    (point / _FOLDER).chmod(0o700)
                 folder = point / _FOLDER / f"{self.name}-{index}"
-                folder.mkdir(parents=True, mode=0o700)
+                folder.mkdir()
                 self._subvolumes.append([])
                 for number, path in found:
                     self._subvolumes[-1].append(_opened(point, folder, number, path))
             except OSError as error:
                 raise _failed(volume.path, error) from error
-        count = sum(map(len, self._subvolumes))
-        self._threads = ThreadPoolExecutor(min(max(count, 1), _MOST_THREADS), "btrfs")
-        _start_all(self._threads, min(count, _MOST_THREADS))
 
     def commit(self, deadline: Deadline) -> None:
-        """Make the snapshots, again and again until all of a filesystem are of one instant."""
+        """Make the snapshots. Raises `ProviderFailed` where they have no common instant."""
         for volume, subvolumes in zip(self.volumes, self._subvolumes, strict=True):
             try:
-                while not self._attempt(subvolumes):
-                    deadline.check(f"a common instant of all subvolumes on {volume.path}")
+                _make_all(subvolumes, volume.path, deadline.within(_PATIENCE))
             except OSError as error:
                 raise _failed(volume.path, error) from error
-
-    def _attempt(self, subvolumes: Sequence[_Subvolume]) -> bool:
-        assert self._threads is not None, "prepare first"
-        # All are waited for, whatever becomes of one.
-        asked = [
-            self._threads.submit(btrfs.snapshot, each.source, each.folder, each.name)
-            for each in subvolumes
-        ]
-        errors = [error for future in asked if (error := future.exception()) is not None]
-        if errors:
-            raise errors[0]
-        if len({_transaction(each) for each in subvolumes}) <= 1:
-            return True
-        for each in subvolumes:
-            btrfs.remove(each.folder, each.name)
-        return False
 
     def shadows(self) -> tuple[Shadow, ...]:
         """Return the folders with the snapshots."""
@@ -150,9 +134,6 @@ class BtrfsProvider(Provider):
             for each in subvolumes:
                 each.close()
         self._subvolumes = []
-        if self._threads is not None:
-            self._threads.shutdown()
-            self._threads = None
         self.clean(self.record())
 
     @classmethod
@@ -212,7 +193,8 @@ def _writable(point: Path) -> list[tuple[int, str]]:
             run((*command, *options, str(point))).stdout.decode(errors="surrogateescape"))}
         for options in ((), ("-r",))
     )  # fmt: skip
-    return [(_TOP, ""), *sorted(listed - fixed)]
+    found = sorted(listed - fixed)
+    return [(_TOP, ""), *(each for each in found if each[1].split("/")[0] != _FOLDER)]
 
 
 def _opened(point: Path, folder: Path, number: int, path: str) -> _Subvolume:
@@ -227,20 +209,33 @@ def _opened(point: Path, folder: Path, number: int, path: str) -> _Subvolume:
     return _Subvolume(Path(path).name or "top", source, target)
 
 
+def _make_all(subvolumes: Sequence[_Subvolume], path: str, deadline: Deadline) -> None:
+    """Make snapshots of all, so that they are of one instant: that of the one made last."""
+    made: dict[int, int] = {}
+    due = list(range(len(subvolumes)))
+    while due:
+        for index in due:
+            each = subvolumes[index]
+            if made.pop(index, None) is not None:
+                btrfs.remove(each.folder, each.name)
+            btrfs.snapshot(each.source, each.folder, each.name)
+            made[index] = _transaction(each)
+        *before, _ = made
+        due = [n for n in before if btrfs.changed_in(subvolumes[n].source) > made[n]]
+        if due and deadline.passed:
+            raise ProviderFailed(
+                f"several subvolumes on {path} are written to all the time: their snapshots "
+                "have no common instant",
+                hint="image the device with --provider hot, or stop what writes",
+            )
+
+
 def _transaction(made: _Subvolume) -> int:
     descriptor = os.open(made.name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=made.folder)
     try:
         return btrfs.made_in(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _start_all(threads: ThreadPoolExecutor, count: int) -> None:
-    """Have all threads started: none is to be made while disks stand still."""
-    gate = threading.Barrier(count + 1)
-    for _ in range(count):
-        threads.submit(gate.wait)
-    gate.wait()
 
 
 def _remove(device: str, name: str) -> None:
@@ -253,9 +248,10 @@ def _remove(device: str, name: str) -> None:
                 run(("btrfs", "subvolume", "delete", str(made)))
             own.rmdir()
         folder.rmdir()
-    with contextlib.suppress(OSError):
-        # Others may have theirs in it.
-        (point / _FOLDER).rmdir()
+    if (point / _FOLDER).is_dir() and not any((point / _FOLDER).iterdir()):
+        with contextlib.suppress(ToolFailed):
+            # Another set may begin to use it just now.
+            run(("btrfs", "subvolume", "delete", str(point / _FOLDER)))
     run(("umount", str(point)))
     point.rmdir()
 
