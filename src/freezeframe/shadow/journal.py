@@ -106,11 +106,6 @@ class Journal(Closing):
                 hint="wait for it, or choose another name",
             )
 
-    @property
-    def undone(self) -> Path:
-        """Return the file that says: the guard has let go all that the program held."""
-        return self._path.with_suffix(UNDONE)
-
     def write(self, entry: SetEntry) -> None:
         """Write the set down. In memory: nothing is waited for."""
         _write(self._path, entry)

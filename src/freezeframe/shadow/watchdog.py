@@ -54,9 +54,12 @@ class Watchdog(Companion):
 
     # -- what the program does ----------------------------------------------------------
 
-    def arm(self) -> None:
-        """Say that the time runs from now. `FreezeError` where the watchdog has ended."""
-        self.tell("arm")
+    def arm(self, limit: float = 0) -> None:
+        """Say that the time runs from now, or so many seconds instead of those agreed upon.
+
+        `FreezeError` where the watchdog has ended.
+        """
+        self.tell(f"arm {int(limit * 1000)}" if limit else "arm")
 
     def about(self, index: int) -> None:
         """Say that the next call freezes this one. `FreezeError` as for `arm`."""

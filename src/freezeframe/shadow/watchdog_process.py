@@ -10,8 +10,8 @@ child: a thaw may hang (on a suspended volume, on a filesystem beneath that some
 froze), and must not keep the others from being thawed.
 
 Messages, one a packet; N is the index of a filesystem:
-    in   `arm`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`, `disarm`, `ask`,
-         `hurried 0|1` (what to set rcu_expedited back to), `calmed`
+    in   `arm` or `arm MILLISECONDS`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`,
+         `disarm`, `ask`, `hurried 0|1` (what to set rcu_expedited back to), `calmed`
     out  `ready 0|1` (memory locked), and to `disarm` and `ask`: `thawed N …`, since `arm`
 """
 
@@ -89,7 +89,8 @@ class Watch:
         if word == "arm":
             self._announced.clear()
             self._thawed.clear()
-            self._deadline = time.monotonic() + self._limit
+            limit = index / 1000 if number else self._limit
+            self._deadline = time.monotonic() + limit
         elif word == "about":
             self._announced[index] = False
         elif word == "frozen":
@@ -149,14 +150,18 @@ class Watch:
         os.waitpid(pid, 0)
         self._reap()
 
+    def let_go(self, index: int) -> None:
+        """Thaw one, in a child of its own. `OSError`: EINVAL where it is not frozen."""
+        # The rehearsal's descriptor is none.
+        fcntl.ioctl(self._descriptors[index] if index >= 0 else -1, self._request, 0)
+
     def _start(self, index: int) -> int:
         pid = os.fork()
         if pid:
             return pid
         code = _FAILED
         try:
-            # The rehearsal's descriptor is none.
-            fcntl.ioctl(self._descriptors[index] if index >= 0 else -1, self._request, 0)
+            self.let_go(index)
             code = _THAWED
         except OSError as error:
             code = _NOT_FROZEN if error.errno == errno.EINVAL else _FAILED

@@ -12,7 +12,12 @@ from freezeframe.shadow.registry import Registered, load
 #: Entry points of other packages.
 GROUP = "freezeframe.providers"
 #: The program's own.
-_OWN: dict[str, str] = {}
+_OWN = {
+    "lvm-thin": "freezeframe.shadow.providers.lvm_thin:LvmThinProvider",
+    "lvm": "freezeframe.shadow.providers.lvm:LvmProvider",
+    "dm": "freezeframe.shadow.providers.dm:DmProvider",
+    "btrfs": "freezeframe.shadow.providers.btrfs:BtrfsProvider",
+}
 
 
 def provider_kinds() -> Registered[type[Provider]]:

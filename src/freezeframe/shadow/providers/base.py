@@ -105,6 +105,11 @@ class Provider(ABC):
         #: before that is made which it tells. Set by the coordinator.
         self.journal: Callable[[], None] = lambda: None
 
+    @property
+    def one_instant(self) -> bool:
+        """Whether all its copies are of one moment; where not, each is of its own."""
+        return True
+
     @classmethod
     @abstractmethod
     def fit(cls, volume: Volume) -> Fit:
