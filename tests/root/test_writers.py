@@ -156,6 +156,16 @@ class TestMariaDB(WriterContract):
         assert {application.folder, application.folder.parent / "binlog"} <= paths
         assert any(path.is_relative_to(outside) for path in paths)
 
+    def test_a_session_that_was_cut_off_before_is_made_anew(
+        self, application: Application, writer: Writer
+    ) -> None:
+        """Copying ahead may take hours, and the server be started anew meanwhile."""
+        writer.prepare(self.scope(), Deadline.after(60))
+        application.cut()
+        writer.freeze(Deadline.after(60))
+        writer.thaw()
+        assert writer.finish(True).consistency == "application"
+
     def test_the_position_is_that_of_the_moment(self, application: Application) -> None:
         """As the server itself shows it while it is held."""
         assert isinstance(application, Served)

@@ -148,11 +148,11 @@ class MariaDB(Writer):
         """Connect, and see that the locks will be had: rights, nobody else's backup."""
         del scope
         client = self._connected(deadline)
+        if self._way is not _STAGES:
+            return
         try:
-            self._session = client.ask("SELECT CONNECTION_ID();", deadline.within(_QUICK))[0]
-            if self._way is _STAGES:
-                self._set_patience(client, deadline.within(_QUICK))
-                client.ask("BACKUP STAGE START; BACKUP STAGE END;", deadline.within(_QUICK))
+            self._set_patience(client, deadline.within(_QUICK))
+            client.ask("BACKUP STAGE START; BACKUP STAGE END;", deadline.within(_QUICK))
         except ClientFailed as error:
             raise self._veto(error) from error
 
@@ -163,7 +163,6 @@ class MariaDB(Writer):
         with self._lock:
             self._held = self._freezing = True
         try:
-            self._set_patience(client, deadline)
             for statement in self._way.hold:
                 client.ask(f"{statement};", deadline)
             rows = client.ask(f"{self._way.position}; {self._way.ids};", deadline)
@@ -221,18 +220,27 @@ class MariaDB(Writer):
     # -- the connection -----------------------------------------------------------------
 
     def _connected(self, deadline: Deadline) -> Client:
+        """Return a session that is there, and waits for locks no longer than the deadline."""
         with self._lock:
             client = self._client
-        if client is not None and client.alive:
-            return client
         if client is not None:
-            client.close()
+            try:
+                self._set_patience(client, deadline)
+            except ClientFailed:
+                # Hours may have passed: the server was started anew, or has cut off who idles.
+                client.close()
+            else:
+                return client
         try:
             client = self._connect(deadline)
-            version = client.ask("SELECT VERSION();", deadline.within(_QUICK))[0]
+            version, session = client.ask(
+                "SET SESSION wait_timeout = 31536000; SELECT VERSION(); SELECT CONNECTION_ID();",
+                deadline.within(_QUICK),
+            )
+            self._set_patience(client, deadline)
         except ClientFailed as error:
             raise self._veto(error) from error
-        self._version, self._way = version, way_of(version)
+        self._version, self._way, self._session = version, way_of(version), session
         with self._lock:
             self._client = client
         return client

@@ -173,7 +173,15 @@ class PostgreSQL(Writer):
         if self._client is None:
             raise WriterVeto(f"{self.name} is not prepared", hint="call prepare first")
         try:
-            self._position = self._one(self._client, _POSITION, deadline)
+            try:
+                self._position = self._one(self._client, _POSITION, deadline)
+            except ClientFailed:
+                if self._started:
+                    raise
+                # Hours may have passed: the server was started anew, or has cut off who idles.
+                self._client.close()
+                self._client = self._connect(deadline)
+                self._position = self._one(self._client, _POSITION, deadline)
         except ClientFailed as error:
             raise self._veto(error) from error
 
@@ -271,7 +279,10 @@ class PostgreSQL(Writer):
         )
         left = int(max(deadline.left, 1.0) * 1000)
         try:
-            client.ask(f"SET statement_timeout = {left};", deadline.within(_QUICK))
+            client.ask(
+                f"SET statement_timeout = {left}; SET idle_session_timeout = 0;",
+                deadline.within(_QUICK),
+            )
         except ClientFailed:
             client.close()
             raise
