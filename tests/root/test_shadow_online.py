@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +16,12 @@ import pytest
 
 from freezeframe.core.units import MIB
 from freezeframe.shadow import journal, providers
+from freezeframe.shadow.leftovers import remove_kept
 from freezeframe.shadow.writers import settings
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 from freezeframe.testing.documented import documented_module
-from freezeframe.testing.frozen import mounted_at, mounted_disk
+from freezeframe.testing.frozen import eventually, is_frozen, mounted_at, mounted_disk
 from freezeframe.testing.hot import check_filesystem, last_record, pair, untrack
 from freezeframe.testing.inprocess import PASSWORD, Program
 from freezeframe.testing.tracking import ensure_mounts
@@ -158,6 +162,64 @@ def test_a_veto_makes_no_image(tmp_path: Path, program: Program, hook: Hook) -> 
     assert journal.running() == []
 
 
+#: A backup that stays in its window, everything held.
+_STAYS = """
+import os, pathlib, sys, time
+from freezeframe.backup.hot.freezing import Freezing
+from freezeframe.cli.main import main
+from freezeframe.shadow import journal
+from freezeframe.shadow.writers import hooks, settings
+journal.RUNNING = pathlib.Path(sys.argv[1])
+chosen = settings.Settings(hooks=settings.HookSettings(folder=sys.argv[2]))
+hooks.load_settings = lambda: chosen
+real = Freezing.read_frozen
+def held(self, until):
+    done = real(self, until)
+    os.write(1, b"in\\n")
+    time.sleep(600)
+    return done
+Freezing.read_frozen = held
+main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_backup_that_ends_in_its_window(
+    tmp_path: Path, program: Program, hook: Hook, how: signal.Signals
+) -> None:
+    """Filesystem and script are let go: at once, or when the limits have passed."""
+    with two_disks(tmp_path) as (one, first, _, _):
+        limits = ("--writer-limit", "60", "--commit-limit", "60")
+        if how is signal.SIGSTOP:
+            limits = ("--writer-limit", "4", "--commit-limit", "2")
+        process = subprocess.Popen(
+            [sys.executable, "-c", _STAYS, journal.RUNNING, hook.log.parent / "hooks.d",
+             "backup", "--online", one, *limits],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"in\n"
+            assert hook.calls == ["freeze"]
+            assert is_frozen(first)
+            process.send_signal(how)
+            eventually(lambda: not is_frozen(first))
+            eventually(lambda: hook.calls == ["freeze", "thaw"])
+        finally:
+            process.kill()
+            process.communicate()
+        (first / "more").write_bytes(b"more")
+        # Written to the file a moment after the script was called.
+        (found,) = journal.running()
+        eventually(found.path.with_suffix(journal.UNDONE).exists)
+        assert program("--json", "images").records == []
+        told = program("backup", "--online", one).err
+        assert "left by a program that died" in told
+        assert hook.calls == ["freeze", "thaw"] * 2
+    assert journal.running() == []
+
+
 @pytest.fixture
 def reflink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The provider of the documents."""
@@ -182,6 +244,8 @@ def mixed_disks(folder: Path) -> Iterator[tuple[str, Path, str, Path, Path]]:
                 yield one.device, one.point, two, point, host.point
             finally:
                 untrack(one.device, two)
+                for found in journal.kept():
+                    list(remove_kept(found.entry))
 
 
 @pytest.mark.usefixtures("reflink")
@@ -226,8 +290,12 @@ def test_shadow_copies_are_kept_until_deleted(tmp_path: Path, program: Program) 
         assert (shadow["volume"], shadow["provider"]) == (two, "reflink")
         twice = program("shadow", "create", two, "--name", "noon", code=2)
         assert "there is a set of shadow copies named noon" in twice.err
-        refused = program("shadow", "create", one, code=2)
-        assert "no provider makes a shadow copy" in refused.err
+        # The file beneath this one lies where no blocks are shared: it fails at the commit.
+        failed = program("shadow", "create", two, one, code=1)
+        assert "failed to commit" in failed.err
+        assert len(list(host.iterdir())) == 2
+        absent = program("shadow", "create", tmp_path, code=1)
+        assert "no block device" in absent.err
         with mounted_at(path, tmp_path / "seen", "-o", "ro,noload") as seen:
             assert last_record(seen / "a") - last_record(seen / "b") in (0, 1)
         listed = program("shadow", "list").out

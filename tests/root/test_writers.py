@@ -14,14 +14,18 @@ from pathlib import Path
 import pytest
 
 from freezeframe.shadow.deadline import Deadline
-from freezeframe.shadow.writers import writer_kinds
-from freezeframe.shadow.writers.base import WriterKind, WriterVeto
+from freezeframe.shadow.scope import nothing
+from freezeframe.shadow.writers import redis, writer_kinds
+from freezeframe.shadow.writers.base import Writer, WriterKind, WriterVeto
 from freezeframe.shadow.writers.client import Client
+from freezeframe.shadow.writers.containers import ContainerKind
 from freezeframe.shadow.writers.hooks import HooksKind
 from freezeframe.shadow.writers.mariadb import MariaDBKind
 from freezeframe.shadow.writers.postgresql import PostgreSQLKind
 from freezeframe.shadow.writers.redis import RedisKind
 from freezeframe.shadow.writers.sqlite import SQLiteKind
+from freezeframe.shadow.writers.systemd import SystemdKind
+from freezeframe.system.run import run
 from freezeframe.testing import databases
 from freezeframe.testing.databases import Running
 from freezeframe.testing.frozen import eventually
@@ -80,7 +84,6 @@ class TestPostgreSQL(WriterContract):
             databases.psql_session,
             "CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t VALUES (1);",
         )
-        application.client.ask("SET client_min_messages = error;", Deadline.after(60))
         yield application
         application.stop()
 
@@ -207,6 +210,29 @@ class TestRedis(WriterContract):
             assert "what was written after" in result.notes[0]
         finally:
             application.client.ask("CONFIG SET appendonly yes", Deadline.after(60))
+
+
+def test_a_password_is_found_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on a command line nor in what is said; without it there is a veto."""
+    settings = tmp_path / "redis.conf"
+    settings.write_text('requirepass "open-sesame"\n# requirepass nothing\n')
+    with (
+        databases.open_folder() as folder,
+        databases.redis(folder / "data", folder / "run") as server,
+    ):
+        run((*databases.redis_cli(server), "CONFIG", "SET", "requirepass", "open-sesame"))
+        (writer,) = [each for each in RedisKind().find() if folder / "data" in each.paths()]
+        with pytest.raises(WriterVeto, match="NOAUTH"):
+            writer.prepare(nothing(), Deadline.after(60))
+        monkeypatch.setattr(redis, "_SETTINGS", (tmp_path,))
+        writer.prepare(nothing(), Deadline.after(60))
+        writer.freeze(Deadline.after(60))
+        commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+        assert not any(b"open-sesame" in command for command in commands)
+        # It would have to be on the command line.
+        assert not writer.undo()
+        writer.thaw()
+        assert "sesame" not in str(writer.finish(True))
 
 
 _WRITER = """
@@ -448,6 +474,173 @@ class TestHooks(WriterContract):
             writer.thaw()
         finally:
             holder.unlink()
+
+
+# -- containers and units: programs that behave as docker and systemctl do ----------------------
+
+_APPENDS = """
+import os, sys, time
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+while True:
+    os.write(file, b"x")
+    time.sleep(0.01)
+"""
+
+_DOCKER = """#!/bin/sh
+cd {state} || exit 1
+runs() {{ kill -0 "$(cat pid)" 2>/dev/null; }}
+case $1 in
+ps) ! runs || printf '{number}\tweb\t\n' ;;
+inspect)
+    case $3 in
+    *json*) echo '{{"Mounts": [{{"Source": "{state}"}}], "GraphDriver": {{"Data": null}}}}' ;;
+    *) if [ -e paused ]; then echo true; else echo false; fi ;;
+    esac ;;
+pause)
+    while [ -e hang ]; do sleep 0.05; done
+    runs || {{ echo "Error: No such container: $2" >&2; exit 1; }}
+    kill -STOP "$(cat pid)"
+    touch paused ;;
+unpause)
+    [ -e paused ] || {{ echo "Error: Container $2 is not paused" >&2; exit 1; }}
+    rm paused
+    kill -CONT "$(cat pid)" ;;
+esac
+"""
+
+_SYSTEMCTL = """#!/bin/sh
+cd {state} || exit 1
+runs() {{ grep -q '^State:.[^ZX]' "/proc/$(cat pid)/status" 2>/dev/null; }}
+case $1 in
+is-active) runs ;;
+stop)
+    [ ! -e down ] || {{ echo "Failed to stop" >&2; exit 1; }}
+    while [ -e hang ]; do sleep 0.05; done
+    kill -KILL "$(cat pid)"
+    while runs; do sleep 0.01; done ;;
+start)
+    runs || {{ {python} {program} {state}/data >/dev/null 2>&1 & echo $! >pid; }} ;;
+esac
+"""
+
+
+class Managed(Application):
+    """A program that writes all the time, and what manages it."""
+
+    def __init__(self, folder: Path, manager: str, text: str) -> None:
+        self.folder = folder / "state"
+        self.folder.mkdir()
+        self.manager = folder / manager
+        program = folder / "program.py"
+        program.write_text(_APPENDS)
+        self.manager.write_text(
+            text.format(state=self.folder, number="c0ffee", python=sys.executable, program=program)
+        )
+        self.manager.chmod(0o755)
+        self._program = program
+        self.start()
+
+    def start(self) -> None:
+        process = subprocess.Popen([sys.executable, self._program, self.folder / "data"])
+        (self.folder / "pid").write_text(str(process.pid))
+        self._process = process
+        self.write()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        (self.folder / "paused").unlink(missing_ok=True)
+
+    def write(self) -> None:
+        before = self._size()
+        eventually(lambda: self._size() > before)
+
+    def _size(self) -> int:
+        path = self.folder / "data"
+        return path.stat().st_size if path.exists() else 0
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        (self.folder / "hang").touch()
+        yield
+        (self.folder / "hang").unlink()
+
+
+class TestContainers(WriterContract):
+    consistency = "crash"
+    program: Path
+
+    def make_kind(self) -> WriterKind:
+        program = type(self).program
+        return ContainerKind(["web"], {str(program): (program,)})
+
+    @contextlib.contextmanager
+    def running(self, folder: Path) -> Iterator[Application]:
+        application = Managed(folder, "docker", _DOCKER)
+        type(self).program = application.manager
+        type(self).imports = (
+            "from pathlib import Path\n"
+            "from freezeframe.shadow.writers.containers import ContainerKind\n"
+            f"place = {str(application.manager)!r}"
+        )
+        type(self).kind_expression = "ContainerKind(['web'], {place: (Path(place),)})"
+        yield application
+        application.stop()
+
+    def test_one_that_somebody_paused_is_not_touched(self, application: Application) -> None:
+        """It is not ours to let go."""
+        assert isinstance(application, Managed)
+        command = [str(application.manager), "pause", "c0ffee"]
+        subprocess.run(command, check=True)
+        writer = self.find(application)
+        try:
+            with pytest.raises(WriterVeto, match="paused already"):
+                writer.freeze(Deadline.after(60))
+            writer.thaw()
+            assert (application.folder / "paused").exists()
+        finally:
+            subprocess.run([str(application.manager), "unpause", "c0ffee"], check=True)
+        application.write()
+
+
+class Unit(Managed):
+    """One whose process is the manager's child."""
+
+    def start(self) -> None:
+        (self.folder / "down").unlink(missing_ok=True)
+        subprocess.run([str(self.manager), "start", "app"], check=True)
+        self.write()
+
+    def stop(self) -> None:
+        (self.folder / "down").touch()
+
+    def cut(self) -> None:
+        self.start()
+
+    def end(self) -> None:
+        self.start()
+        subprocess.run([str(self.manager), "stop", "app"], check=True)
+
+
+class TestSystemd(WriterContract):
+    program: Path
+
+    def make_kind(self) -> WriterKind:
+        program = type(self).program
+        return SystemdKind(["app"], str(program), booted=program)
+
+    def find(self, application: Application) -> Writer:
+        (found,) = self.make_kind().find()
+        return found
+
+    @contextlib.contextmanager
+    def running(self, folder: Path) -> Iterator[Application]:
+        application = Unit(folder, "systemctl", _SYSTEMCTL)
+        type(self).program = application.manager
+        type(self).imports = "from freezeframe.shadow.writers.systemd import SystemdKind"
+        type(self).kind_expression = f"SystemdKind(['app'], {str(application.manager)!r})"
+        yield application
+        application.end()
 
 
 def test_every_kind_is_registered_and_answers() -> None:

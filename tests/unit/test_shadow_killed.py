@@ -87,8 +87,13 @@ def held(folder: Path) -> list[str]:
 def clean(folder: Path) -> None:
     """Nothing is held; what else is left, the next program removes."""
     eventually(lambda: not held(folder))
+    for found in journal.running():
+        if found.entry.state == "window":
+            eventually(found.path.with_suffix(journal.UNDONE).exists)
     cleaned = list(clean_leftovers())
     assert not any(each.trouble for each in cleaned)
+    # What the guard has let go is not let go once more.
+    assert not any("thawed" in each.what for each in cleaned)
     assert list((folder / "stage").iterdir()) == []
     assert list((folder / "running").iterdir()) == []
 
@@ -105,8 +110,8 @@ def test_killed_in_a_step(tmp_path: Path, place: str) -> None:
 
 @pytest.mark.parametrize("place", ["writer: freeze", "provider: commit"])
 def test_ended_in_a_step(tmp_path: Path, place: str) -> None:
-    """By SIGTERM: it cleans up by itself."""
-    with staying_at(tmp_path, place) as process:
+    """By SIGTERM: it cleans up by itself; where volumes are held, when they are let go."""
+    with staying_at(tmp_path, place, limit=60 if "writer" in place else 1) as process:
         process.send_signal(signal.SIGTERM)
         process.wait()
         assert not held(tmp_path)

@@ -50,16 +50,16 @@ vgcreate -q -y vg {disk(1)}
 lvcreate -q -y -Wn -L 48M -n thick vg
 lvcreate -q -y -Wn -L 64M --thinpool pool vg
 lvcreate -q -y -Wn -V 48M --thin -n thin vg/pool
-vgcreate -q -y full {disk(2)}
-lvcreate -q -y -Wn -l 100%FREE -n dm full
-for x in vg/thick vg/thin full/dm; do mkfs.ext4 -q /dev/$x; done
+vgcreate -q -y tight {disk(2)}
+lvcreate -q -y -Wn -l 100%FREE -n dm tight
+for x in vg/thick vg/thin tight/dm; do mkfs.ext4 -q /dev/$x; done
 mkdir -p /m/plain /m/thick /m/thin /m/dm
 mount {disk(0)} /m/plain
 for x in thick thin; do mount /dev/vg/$x /m/$x; done
-mount /dev/full/dm /m/dm
+mount /dev/tight/dm /m/dm
 ''')
 volumes = {"plain": disk(0), "thick": "/dev/vg/thick", "thin": "/dev/vg/thin",
-           "dm": "/dev/full/dm"}
+           "dm": "/dev/tight/dm"}
 kinds = {"plain": "hot", "thick": "lvm", "thin": "lvm-thin", "dm": "dm"}
 repository = local_repository(memory / "repository")
 
@@ -118,7 +118,7 @@ assert not any(each.trouble for each in delete_set("noon"))
 assert kept_sets() == []
 assert "ff-" not in sh("dmsetup ls; lvs --noheadings -o lv_name")
 sh("umount /m/plain /m/thick /m/thin /m/dm")
-for name in ("vg/thick", "vg/thin", "full/dm"):
+for name in ("vg/thick", "vg/thin", "tight/dm"):
     sh(f"e2fsck -fn /dev/{name}")
 print("all good")
 """

@@ -181,7 +181,12 @@ def gather(
     """
     clean_up(progress)
     stack = Stack()
-    scope = Scope.of(nodes, stack)
+    name = new_name()
+    providers = _providers(name, chosen, settings.wishes)
+    atomic = all(each.one_instant for each in providers)
+    if not atomic:
+        progress.note("the copies are not all of one moment: each filesystem's is of its own")
+    scope = Scope.of(nodes, stack, atomic=atomic)
     writers = Writers(())
     if settings.writers.auto or settings.writers.names:
         writers = find_writers()
@@ -190,11 +195,10 @@ def gather(
         progress.note(f"{name} is left out: {reason}")
     for kind, reason in writers.broken.items():
         progress.note(f"writers of kind {kind} could not be looked for: {reason}")
-    name = new_name()
     coordinator = Coordinator(
         scope,
         writers=[each.writer for each in cast.chosen],
-        providers=_providers(name, chosen, settings.wishes),
+        providers=providers,
         limits=settings.limits,
         name=name,
     )

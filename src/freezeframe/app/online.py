@@ -96,6 +96,8 @@ def backup_online(
         named = _nodes(paths)
         _refuse_own_store(repository, named)
         nodes, chosen = _divided(named, shadow)
+        for path, each in chosen:
+            progress.note(f"{path}: copied on write by {each.kind}: {each.reason}")
         lock = stack.enter_context(repository.lock().begun())
         company = gather(list(named.values()), [each for _, each in chosen], shadow, progress)
         stack.callback(company.remember, clock)

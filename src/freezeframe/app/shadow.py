@@ -60,14 +60,13 @@ def create_set(
     nodes = [each.volume.node for each in chosen]
     company = gather(nodes, chosen, settings, progress)
     try:
-        entry = _taken(company, chosen)
+        entry = _taken(company, chosen, label)
     finally:
         company.remember(clock)
-    entry = msgspec.structs.replace(entry, label=label)
     return MadeSet(entry, company.proof())
 
 
-def _taken(company: Company, chosen: Sequence[Chosen]) -> SetEntry:
+def _taken(company: Company, chosen: Sequence[Chosen], label: str) -> SetEntry:
     ours = [
         each.volume.node
         for each in chosen
@@ -85,7 +84,7 @@ def _taken(company: Company, chosen: Sequence[Chosen]) -> SetEntry:
             )
         coordinator.finish(taken=True)
         coordinator.check()
-        entry = coordinator.keep()
+        entry = msgspec.structs.replace(coordinator.keep(), label=label)
         journal.keep(entry)
         coordinator.forget()
     return entry

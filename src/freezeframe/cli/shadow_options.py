@@ -91,8 +91,8 @@ def shadow_settings() -> ShadowSettings:
         writers=WriterChoice.of(_words("writers")),
         providers=dict(map(_pair, _words("providers"))),
         limits=Limits(
-            writers=number("writer_limit", Limits.writers),
-            commit=number("commit_limit", Limits.commit),
+            writers=number("writer_limit", 60),
+            commit=number("commit_limit", 10),
         ),
         wishes=Wishes(
             store_size=int(number("store_size", 0)), store=str(kept().get("store") or "")

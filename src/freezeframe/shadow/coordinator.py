@@ -18,7 +18,7 @@ import datetime as dt
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,50 +27,34 @@ from typing import Self
 
 from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeBroken
-from freezeframe.shadow.crew import Crew, Outcome
+from freezeframe.shadow import journal
+from freezeframe.shadow.crew import Crew
 from freezeframe.shadow.deadline import Deadline
 from freezeframe.shadow.freezer import Freezer, Window
-from freezeframe.shadow.guard import Guard, Hold
-from freezeframe.shadow.journal import Journal, ProviderEntry, SetEntry, ShadowEntry, WriterEntry
+from freezeframe.shadow.guard import Guard
+from freezeframe.shadow.holding import LETTING_GO
+from freezeframe.shadow.journal import (
+    UNDONE,
+    Journal,
+    ProviderEntry,
+    SetEntry,
+    ShadowEntry,
+    WriterEntry,
+)
+from freezeframe.shadow.provider_side import ProviderSide
 from freezeframe.shadow.providers.base import Provider, ProviderFailed, Shadow
 from freezeframe.shadow.scope import Scope
 from freezeframe.shadow.timeline import NEXT, Limits, State
-from freezeframe.shadow.votes import (
-    ProviderVote,
-    ShadowFailed,
-    ShadowRecord,
-    Vote,
-    WriterVote,
-    judge_writers,
-    provider_failed,
-)
+from freezeframe.shadow.votes import ProviderVote, ShadowFailed, ShadowRecord, WriterVote
+from freezeframe.shadow.writer_side import WriterSide
 from freezeframe.shadow.writers.base import Writer
 
-#: Seconds a thaw, a resume or a release is waited for before the others' turn comes.
-_LETTING_GO = 20.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def new_name() -> str:
     """Return a name that no other set has; all that providers make begins with it."""
     return f"ff-{secrets.token_hex(4)}"
-
-
-@dataclass(slots=True)
-class _Part:
-    """One writer or provider with its vote, and what lets it go if this program dies."""
-
-    key: str
-    undo: tuple[tuple[str, ...], ...] = ()
-    #: Whether it has been asked to hold still, and was not let go since.
-    held: bool = False
-    #: Counts freezes and thaws: who comes back from one and finds another number was too late.
-    turn: int = 0
-    #: Whether a call of it never came back.
-    hangs: bool = False
-    #: When its freeze was asked for, and when that was done, monotonic.
-    asked: float = 0.0
-    since: float = 0.0
 
 
 @dataclass(eq=False)
@@ -91,16 +75,6 @@ class Coordinator(Closing):
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
-        self._writers = [_Part(f"writer {writer.name}") for writer in self.writers]
-        self._providers = [_Part(f"provider {p.kind} {n}") for n, p in enumerate(self.providers)]
-        alone = [n for n, writer in enumerate(self.writers) if writer.stops_others]
-        rest = [n for n in range(len(self.writers)) if n not in alone]
-        #: Numbers of the writers that are frozen at once, in the order of freezing.
-        self._groups = [*([n] for n in alone), *([rest] if rest else [])]
-        self._until = Deadline.after(self.limits.writers)
-        self._hold_until = Deadline.after(self.limits.commit)
-        #: Whether the providers hold copies.
-        self._copied = False
         self._journal: Journal | None = None
         self._created = dt.datetime.now().astimezone().isoformat(timespec="seconds")
         for writer in self.writers:
@@ -115,11 +89,13 @@ class Coordinator(Closing):
         with self._stack as stack:
             self._crew = Crew(len(self.writers) + len(self.providers) + 1)
             stack.callback(self._crew.close)
+            guard = Guard(journal.RUNNING / f"{self.name}{UNDONE}")
+            stack.callback(guard.close)
             if self.providers or self.writers:
                 self._journal = stack.enter_context(Journal(self.name))
-                self._guard = Guard()
-                stack.callback(self._guard.close)
-                self._guard.ensure()
+                guard.ensure()
+            self._writing = WriterSide(self.writers, self.record.writers, self._crew, guard)
+            self._providing = ProviderSide(self.providers, self.record.providers, self._crew, guard)
             self._stack = stack.pop_all()
         return self
 
@@ -133,27 +109,19 @@ class Coordinator(Closing):
         self._move(State.PREPARED)
         with self._step("prepare writers"):
             self._write("prepare")
-            deadline = Deadline.after(self.limits.prepare)
-            calls = [partial(writer.prepare, self.scope, deadline) for writer in self.writers]
-            outcomes = self._crew.run(calls, deadline)
-            for vote, writer, outcome in zip(
-                self.record.writers, self.writers, outcomes, strict=True
-            ):
-                vote.prepare = outcome.seconds
-                vote.about = _about(writer)
-            judge_writers(self.record.writers, "prepare writers", outcomes, deadline)
-        self._prepare_providers()
+            self._writing.prepare(self.scope, Deadline.after(self.limits.prepare))
+        with self._step("prepare providers"):
+            self._providing.prepare(Deadline.after(self.limits.prepare))
 
     def ready(self) -> None:
         """Make another window possible, outside of it: here things may take their time."""
-        if self._copied:
+        if self._providing.copied:
             # The copies are of a window that did not count.
             with self._step("prepare providers"):
-                self._each_provider("release", [p.release for p in self.providers], _LETTING_GO)
-            self._prepare_providers()
-            self._copied = False
-        deadline = Deadline.after(_LETTING_GO)
-        (outcome,) = self._crew.run([self._ask_undo], deadline)
+                self._providing.again()
+                self._write("prepare")
+                self._providing.prepare(Deadline.after(self.limits.prepare))
+        (outcome,) = self._crew.run([self._ask_undo], Deadline.after(LETTING_GO))
         if not outcome.good:
             raise ShadowFailed(
                 f"it is not known how to let go what is to be held: {outcome.why}",
@@ -162,10 +130,8 @@ class Coordinator(Closing):
         self._write("window")
 
     def _ask_undo(self) -> None:
-        for part, writer in zip(self._writers, self.writers, strict=True):
-            part.undo = writer.undo()
-        for part, provider in zip(self._providers, self.providers, strict=True):
-            part.undo = provider.undo()
+        self._writing.ask_undo()
+        self._providing.ask_undo()
 
     def freeze_writers(self) -> None:
         """Ask the writers to hold still, and raise where one does not.
@@ -175,34 +141,7 @@ class Coordinator(Closing):
         """
         self._move(State.WRITERS_FROZEN)
         with self._step("freeze writers"):
-            self._until = Deadline.after(self.limits.writers)
-            self._tell_guard(self._writers, self.limits.writers)
-            for group in self._groups:
-                self._freeze_group(group)
-
-    def _freeze_group(self, group: Sequence[int]) -> None:
-        votes = [self.record.writers[number] for number in group]
-        now = time.monotonic()
-        for number in group:
-            part = self._writers[number]
-            part.held, part.asked, part.turn = True, now, part.turn + 1
-        outcomes = self._crew.run(
-            [partial(self._freeze_one, number, self._writers[number].turn) for number in group],
-            self._until,
-        )
-        for number, vote, outcome in zip(group, votes, outcomes, strict=True):
-            self._writers[number].since = outcome.ended
-            vote.freeze = outcome.seconds
-            vote.freezes += 1
-        judge_writers(votes, "freeze writers", outcomes, self._until)
-
-    def _freeze_one(self, number: int, turn: int) -> None:
-        """Freeze one; where its thaw came before it was frozen, thaw it again."""
-        try:
-            self.writers[number].freeze(self._until)
-        finally:
-            if self._writers[number].turn != turn:
-                self.writers[number].thaw()
+            self._writing.freeze(self.limits.writers)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -210,14 +149,8 @@ class Coordinator(Closing):
         self._move(State.HELD)
         try:
             with self._step("hold"):
-                self._hold_until = Deadline.after(self.limits.commit).within(self._until.left)
-                self._tell_guard(self._providers, self.limits.commit)
-                for part in self._providers:
-                    part.held = True
-                calls = [partial(p.hold, self._hold_until) for p in self.providers]
-                outcomes = self._each_provider("hold", calls, self._hold_until.left)
-                for vote, outcome in zip(self.record.providers, outcomes, strict=True):
-                    vote.hold = outcome.seconds
+                within = self._writing.until.left
+                self._providing.hold(Deadline.after(self.limits.commit).within(within))
             yield
         except BaseException as error:
             _note(error, self._resume())
@@ -228,13 +161,8 @@ class Coordinator(Closing):
     def commit(self) -> None:
         """Make the copies, all of this moment."""
         self._move(State.COMMITTED)
-        self._copied = bool(self.providers)
         with self._step("commit"):
-            calls = [partial(p.commit, self._hold_until) for p in self.providers]
-            outcomes = self._each_provider("commit", calls, self._hold_until.left)
-            for vote, outcome in zip(self.record.providers, outcomes, strict=True):
-                vote.commit, vote.vote = outcome.seconds, Vote.YES
-            self._hold_until.check("making the shadow copies")
+            self._providing.commit()
 
     @contextmanager
     def thawing(self) -> Iterator[None]:
@@ -262,8 +190,7 @@ class Coordinator(Closing):
         """Have the writers end what they prepared, and say what may be claimed."""
         self._move(State.FINISHED)
         with self._step("finish"):
-            deadline = Deadline.after(self.limits.prepare)
-            judge_writers(self.record.writers, "finish", self._finish(taken, deadline), deadline)
+            self._writing.finish(taken, Deadline.after(self.limits.prepare))
 
     def shadows(self) -> tuple[Shadow, ...]:
         """Return the copies of all providers."""
@@ -317,7 +244,7 @@ class Coordinator(Closing):
         self._resume()
         self._thaw()
         if before not in (State.NEW, State.FINISHED):
-            self._finish(False, Deadline.after(_LETTING_GO))
+            self._writing.finish(False, Deadline.after(LETTING_GO), judge=False)
         self._release()
 
     def _resume(self) -> list[str]:
@@ -325,111 +252,32 @@ class Coordinator(Closing):
         begun = time.monotonic()
         if self.state in (State.HELD, State.COMMITTED):
             self._move(State.RESUMED)
-        trouble: list[str] = []
-        held = [n for n, part in enumerate(self._providers) if part.held]
-        for number in reversed(held):
-            provider, vote = self.providers[number], self.record.providers[number]
-            (outcome,) = self._crew.run([provider.resume], Deadline.after(_LETTING_GO))
-            vote.resume = outcome.seconds
-            if not outcome.good:
-                trouble.append(f"{_who(provider)} could not resume: {outcome.why}")
-        if held:
-            trouble += self._free([self._providers[number] for number in held])
+        trouble = self._providing.resume()
+        if trouble is not None:
             self.record.steps["resume"] = time.monotonic() - begun
-        return trouble
+        return trouble or []
 
     def _thaw(self) -> list[str]:
         """Thaw the writers, in reverse order; return what went wrong."""
         begun = time.monotonic()
         if self.state in (State.WRITERS_FROZEN, State.RESUMED):
             self._move(State.THAWED)
-        late = self._until.passed
-        trouble: list[str] = []
-        groups = [[n for n in group if self._writers[n].held] for group in reversed(self._groups)]
-        for group in filter(None, groups):
-            trouble += self._thaw_group(group)
-        if any(groups):
+        trouble = self._writing.thaw()
+        if trouble is not None:
             self.record.steps["thaw writers"] = time.monotonic() - begun
-            if late and not trouble:
-                trouble.append(f"writers were held for longer than {self.limits.writers:g} s")
-        return trouble
-
-    def _thaw_group(self, group: Sequence[int]) -> list[str]:
-        trouble: list[str] = []
-        for number in group:
-            self._writers[number].turn += 1
-        outcomes = self._crew.run(
-            [self.writers[number].thaw for number in group], Deadline.after(_LETTING_GO)
-        )
-        for number, outcome in zip(group, outcomes, strict=True):
-            part, vote = self._writers[number], self.record.writers[number]
-            if not outcome.good:
-                trouble.append(f"{vote.name} could not be thawed: {outcome.why}")
-            vote.thaw = outcome.seconds
-            vote.held = max(outcome.begun - part.since, 0.0) if part.since else 0.0
-            vote.total += outcome.begun + outcome.seconds - part.asked
-        return trouble + self._free([self._writers[number] for number in group])
-
-    def _free(self, parts: Sequence[_Part]) -> list[str]:
-        for part in parts:
-            part.held = False
-        undone = self._guard.free([part.key for part in parts])
-        return [f"{key} was held for too long, and let go by the guard" for key in undone]
-
-    def _finish(self, taken: bool, deadline: Deadline) -> list[Outcome]:
-        def body(writer: Writer, vote: WriterVote) -> None:
-            vote.result = writer.finish(taken)
-
-        calls = [
-            partial(body, writer, vote)
-            for writer, vote in zip(self.writers, self.record.writers, strict=True)
-        ]
-        return self._crew.run(calls, deadline)
+        if self.state is State.THAWED:
+            # From here on nobody has to let anything go for us.
+            with contextlib.suppress(OSError):
+                self._write("taken")
+        return trouble or []
 
     def _release(self) -> list[str]:
-        trouble: list[str] = []
-        parts = reversed(list(zip(self.providers, self._providers, strict=True)))
-        for provider, part in parts:
-            (outcome,) = self._crew.run([provider.release], Deadline.after(_LETTING_GO * 3))
-            if not outcome.good:
-                trouble.append(f"{_who(provider)} could not be released: {outcome.why}")
-            elif part.hangs:
-                # What it makes when it comes back, nobody else would know of.
-                trouble.append(f"{_who(provider)} may still be at work")
+        """Remove the copies; return what went wrong."""
+        trouble = self._providing.release()
         # Whatever stays is for the next run, or `shadow cleanup`, which the journal tells.
         if not trouble:
             self.forget()
         return trouble
-
-    # -- asking -------------------------------------------------------------------------
-
-    def _prepare_providers(self) -> None:
-        with self._step("prepare providers"):
-            self._write("prepare")
-            deadline = Deadline.after(self.limits.prepare)
-            calls = [partial(provider.prepare, deadline) for provider in self.providers]
-            outcomes = self._each_provider("prepare", calls, deadline.left)
-            for vote, outcome in zip(self.record.providers, outcomes, strict=True):
-                vote.prepare = outcome.seconds
-
-    def _each_provider(
-        self, what: str, calls: Sequence[Callable[[], None]], seconds: float
-    ) -> list[Outcome]:
-        """Call one provider after the other; the first that fails ends it."""
-        deadline = Deadline.after(seconds)
-        outcomes: list[Outcome] = []
-        for part, vote, call in zip(self._providers, self.record.providers, calls, strict=True):
-            (outcome,) = self._crew.run([call], deadline)
-            outcomes.append(outcome)
-            part.hangs = part.hangs or outcome.late
-            if not outcome.good:
-                raise provider_failed(vote, what, outcome)
-        return outcomes
-
-    def _tell_guard(self, parts: Sequence[_Part], seconds: float) -> None:
-        if parts:
-            self._guard.ensure()
-            self._guard.hold(Hold(part.key, seconds, part.undo) for part in parts)
 
     # -- writing down -------------------------------------------------------------------
 
@@ -476,25 +324,14 @@ class Coordinator(Closing):
             state=state,
             providers=tuple(
                 ProviderEntry(kind=p.kind, record=dict(p.record()), undo=part.undo)
-                for p, part in zip(self.providers, self._providers, strict=True)
+                for p, part in zip(self.providers, self._providing.parts, strict=True)
             ),
             writers=tuple(
                 WriterEntry(name=w.name, undo=part.undo)
-                for w, part in zip(self.writers, self._writers, strict=True)
+                for w, part in zip(self.writers, self._writing.parts, strict=True)
             ),
             shadows=tuple(shadows),
         )
-
-
-def _about(writer: Writer) -> str:
-    try:
-        return writer.about()
-    except Exception as error:  # no more than a few words, whatever is wrong with them
-        return str(error)
-
-
-def _who(provider: Provider) -> str:
-    return f"{provider.kind} ({', '.join(volume.path for volume in provider.volumes)})"
 
 
 def _note(error: BaseException, trouble: Sequence[str]) -> None:

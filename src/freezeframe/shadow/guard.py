@@ -48,9 +48,15 @@ class Guard(Companion):
 
     what = "the guard that lets go writers and volumes in an emergency"
 
+    def __init__(self, done: Path) -> None:
+        """`done` is a file that it makes when it has let go what a dead program held."""
+        super().__init__()
+        self._done = done
+
     def command(self, channel: int, process: int) -> list[str]:
         """Return its command line."""
-        return [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(channel), str(process)]
+        python = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM]
+        return [*python, str(channel), str(process), str(self._done)]
 
     def environment(self) -> Mapping[str, str]:
         """Return what commands need: a password of this program is none of that."""

@@ -49,10 +49,15 @@ class _Hold:
 
 
 class Guard:
-    """What is held, and letting it go. `process` is the program's pidfd, or -1."""
+    """What is held, and letting it go.
 
-    def __init__(self, process: int) -> None:
+    `process` is the program's pidfd, or -1; `done` a file to make when everything that a dead
+    program held was let go.
+    """
+
+    def __init__(self, process: int, done: str) -> None:
         self._process = process
+        self._done = done
         #: In the order of holding.
         self._holds: dict[str, _Hold] = {}
         self._children: set[int] = set()
@@ -105,6 +110,9 @@ class Guard:
         while self._children and time.monotonic() < patience:
             time.sleep(_TICK)
             self._reap()
+        if self._holds and not self._children:
+            with contextlib.suppress(OSError):
+                os.close(os.open(self._done, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def _let_go(self, hold: _Hold, why: str) -> None:
         hold.undone = True
@@ -148,9 +156,9 @@ def _run(command: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve one program: CHANNEL PIDFD."""
+    """Serve one program: CHANNEL PIDFD DONE."""
     channel, process = socket.socket(fileno=int(arguments[0])), int(arguments[1])
-    guard = Guard(process)
+    guard = Guard(process, arguments[2])
     locked = settle_down()
     channel.send(f"ready {int(locked)}".encode())
     serve(channel, process, guard, LONGEST)

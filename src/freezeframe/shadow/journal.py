@@ -27,6 +27,8 @@ RUNNING = Path("/run/freezeframe/shadow")
 #: Of sets that are kept, and what writers last said.
 KEPT = Path("/var/lib/freezeframe/shadow")
 
+#: The guard's file beside a set's.
+UNDONE = ".undone"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _FORMAT = 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.shadow.journal import (
+    UNDONE,
     Found,
     ProviderEntry,
     SetEntry,
@@ -75,11 +76,14 @@ def _clean(found: Found) -> Iterator[Cleaned]:
         if not ours:
             return
         good = True
-        for each in (*_let_go(found.entry), *_clean_providers(found.entry)):
+        undone = found.path.with_suffix(UNDONE)
+        held = () if undone.exists() else _let_go(found.entry)
+        for each in (*held, *_clean_providers(found.entry)):
             good = good and not each.trouble
             yield each
         if good:
             found.path.unlink(missing_ok=True)
+            undone.unlink(missing_ok=True)
             yield Cleaned(found.entry.name, f"a set left in state `{found.entry.state}`")
 
 

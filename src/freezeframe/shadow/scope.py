@@ -23,9 +23,11 @@ class Scope:
     _stack: Stack = field(default_factory=Stack, compare=False, repr=False)
 
     @classmethod
-    def of(cls, volumes: Sequence[Node], stack: Stack | None = None) -> Scope:
+    def of(
+        cls, volumes: Sequence[Node], stack: Stack | None = None, *, atomic: bool = True
+    ) -> Scope:
         """Make one of these volumes."""
-        return cls(tuple(volumes), _stack=stack or Stack())
+        return cls(tuple(volumes), atomic, _stack=stack or Stack())
 
     def covers(self, path: str | Path) -> bool:
         """Whether all that a file or folder stands on is in the image; links are followed.
@@ -45,19 +47,11 @@ class Scope:
         if not filesystem or filesystem in seen:
             return False
         seen |= {filesystem}
-        if self._is_overlay(filesystem):
-            below = self._stack.below_filesystem(filesystem)
-            beneath = below.filesystems - seen
-            return (
-                not below.unknown
-                and bool(beneath)
-                and all(self._has_filesystem(each, seen) for each in beneath)
-            )
+        if folders := self._stack.overlaid(filesystem):
+            inside = (self._stack.filesystem_of(folder) for folder in folders)
+            return all(self._has_filesystem(each, seen) for each in inside)
         devices = self._stack.devices_of(filesystem)
         return bool(devices) and all(self._has_device(each, seen) for each in devices)
-
-    def _is_overlay(self, filesystem: str) -> bool:
-        return any(m.kind == "overlay" for m in self._stack.filesystems.get(filesystem, ()))
 
     def _has_device(self, node: Node, seen: frozenset[str]) -> bool:
         wanted = {volume.number for volume in self.volumes}

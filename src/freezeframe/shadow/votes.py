@@ -66,6 +66,11 @@ class ProviderVote:
     commit: float = 0.0
     resume: float = 0.0
 
+    @property
+    def who(self) -> str:
+        """As messages name it."""
+        return f"{self.kind} ({', '.join(self.volumes)})"
+
 
 @dataclass(slots=True)
 class ShadowRecord:
@@ -113,7 +118,7 @@ def provider_failed(vote: ProviderVote, what: str, outcome: Outcome) -> FreezeEr
     """Note that a provider failed; return the error to raise."""
     vote.vote = Vote.LATE if outcome.late else Vote.FAILED
     vote.reason = outcome.why
-    message = f"{vote.kind} ({', '.join(vote.volumes)}) failed to {what}: {vote.reason}"
+    message = f"{vote.who} failed to {what}: {vote.reason}"
     if outcome.late:
         return TimedOut(message, hint="allow more time, or choose another provider")
     hint = outcome.hint or "the volume is as it was: try again, or choose another provider"

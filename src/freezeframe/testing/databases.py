@@ -171,7 +171,7 @@ def psql_session(server: Running, database: str = "postgres") -> Client:
         failure=lambda text: text.strip(),
         user=entry.pw_uid,
         group=entry.pw_gid,
-        environment={"HOME": "/"},
+        environment={"HOME": "/", "PGOPTIONS": "-c client_min_messages=error"},
     )  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def redis(
         "--appendonly", "yes", *settings,
     ]  # fmt: skip
     running = Running(_start(command, _NOBODY, log), data, socket, log, settings)
-    with _until_end(running, (*redis_cli(running), "PING"), end):
+    with _until_end(running, (*redis_cli(running), "-e", "PING"), end):
         yield running
 
 

@@ -61,7 +61,8 @@ def _act(who: str, step: str, stage: Stage, fault: Fault | None, let_go: threadi
     if fault is Fault.BREAK:
         raise ZeroDivisionError(f"{who} broke")
     if fault is Fault.HANG:
-        let_go.wait()
+        # What is frozen is let go by a thaw; from anything else nobody ever comes back.
+        (let_go if step in ("freeze", "hold", "commit") else threading.Event()).wait()
     if fault is Fault.STAY:
         os.write(1, b"here\n")
         time.sleep(3600)

@@ -107,9 +107,10 @@ class WriterContract:
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
-    def application(self, request: pytest.FixtureRequest) -> Iterator[Application]:
+    @classmethod
+    def application(cls) -> Iterator[Application]:
         """Give all tests one application."""
-        with open_folder() as folder, request.cls().running(folder) as application:
+        with open_folder() as folder, cls().running(folder) as application:
             yield application
 
     @pytest.fixture
@@ -241,10 +242,10 @@ class WriterContract:
         self, application: Application, writer: Writer
     ) -> None:
         """`thaw` returns, `freeze` fails, and nothing is held once what blocked it is gone."""
-        writer.prepare(self.scope(), soon())
         block = application.blocked()
         if block is None:
             return
+        writer.prepare(self.scope(), soon())
         caught: list[BaseException] = []
 
         def freeze() -> None:
@@ -270,10 +271,10 @@ class WriterContract:
         self, application: Application, writer: Writer
     ) -> None:
         """The deadline is kept, and nothing is held after the thaw."""
-        writer.prepare(self.scope(), soon())
         block = application.blocked()
         if block is None:
             return
+        writer.prepare(self.scope(), soon())
         with block:
             with pytest.raises(WriterVeto):
                 writer.freeze(Deadline.after(1.0))

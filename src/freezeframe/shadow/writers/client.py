@@ -24,6 +24,9 @@ from freezeframe.system.run import foreign_environment
 _PIECE = 65536
 #: Seconds a client may take to end by itself once its pipe is closed.
 _PATIENCE = 1.0
+#: Seconds an answer may take to end once there was an error: where the connection is lost, the
+#: word that ends it never comes.
+_GRACE = 2.0
 
 
 class ClientFailed(FreezeError):
@@ -64,7 +67,10 @@ class Client(Closing):
         self._refusal = refusal
         self._lock = threading.Lock()
         self._count = 0
-        self._rest = b""
+        #: The beginning of a line of an answer; what came on standard error since the last one.
+        self._rest = self._complaints = b""
+        #: Standard error is at its end.
+        self._deaf = False
         other = user is not None and user != os.geteuid()
         try:
             self._process = subprocess.Popen(
@@ -83,8 +89,14 @@ class Client(Closing):
             )
         except OSError as error:
             raise ClientFailed(self._name, f"it cannot be started: {error.strerror}") from error
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert stream is not None
+        stdin, stdout, stderr = (
+            self._process.stdin, self._process.stdout, self._process.stderr,
+        )  # fmt: skip
+        assert stdin is not None
+        assert stdout is not None
+        assert stderr is not None
+        self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
+        for stream in (stdin, stdout, stderr):
             os.set_blocking(stream.fileno(), False)
 
     @property
@@ -108,29 +120,30 @@ class Client(Closing):
     def _ask(self, statement: str, deadline: Deadline) -> list[str]:
         self._count += 1
         word = f"freezeframe-{self._count}-done"
+        self._complaints = b""
         lines = self._exchange(f"{statement}\n{self._ending(word)}\n".encode(), word, deadline)
-        complaint = self._failure(self._errors())
+        self._hear()
+        complaint = self._complaint()
         if complaint:
             raise ClientFailed(self._name, complaint, gone=not self.alive)
         return lines
 
     def _exchange(self, data: bytes, word: str, deadline: Deadline) -> list[str]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
+        stdin, stdout = self._stdin.fileno(), self._stdout.fileno()
         lines: list[str] = []
         try:
             while True:
                 if data:
                     with contextlib.suppress(BlockingIOError):
-                        data = data[os.write(stdin.fileno(), data) :]
-                if not _ready(stdout.fileno(), stdin.fileno() if data else -1, deadline):
+                        data = data[os.write(stdin, data) :]
+                patience = deadline.within(_GRACE) if self._complaint() else deadline
+                if not self._wait(writing=bool(data), deadline=patience):
                     self.kill()
-                    raise ClientFailed(
-                        self._name, f"no answer within {deadline.limit:g} s", gone=True
-                    )
+                    late = f"no answer within {deadline.limit:g} s"
+                    raise ClientFailed(self._name, self._complaint() or late, gone=True)
+                self._hear()
                 with contextlib.suppress(BlockingIOError):
-                    more = os.read(stdout.fileno(), _PIECE)
+                    more = os.read(stdout, _PIECE)
                     if not more:
                         raise self._lost()
                     self._rest += more
@@ -146,22 +159,34 @@ class Client(Closing):
         except (OSError, ValueError) as error:
             raise self._lost() from error
 
+    def _wait(self, *, writing: bool, deadline: Deadline) -> bool:
+        """Wait until there is something to be read or written; whether that came in time."""
+        waiting = select.poll()
+        waiting.register(self._stdout.fileno(), select.POLLIN)
+        if not self._deaf:
+            waiting.register(self._stderr.fileno(), select.POLLIN)
+        if writing:
+            waiting.register(self._stdin.fileno(), select.POLLOUT)
+        return bool(waiting.poll(deadline.left * 1000))
+
+    def _hear(self) -> None:
+        """Take what it has printed on standard error."""
+        with contextlib.suppress(BlockingIOError):
+            while more := os.read(self._stderr.fileno(), _PIECE):
+                self._complaints += more
+            self._deaf = True
+
+    def _complaint(self) -> str:
+        return self._failure(self._complaints.decode(errors="replace"))
+
     def _lost(self) -> ClientFailed:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
-        text = self._errors()
-        last = self._failure(text) or (text.strip().splitlines() or ["the connection is lost"])[-1]
-        return ClientFailed(self._name, last, gone=True)
-
-    def _errors(self) -> str:
-        """Return what it has printed on standard error since the last time."""
-        stderr = self._process.stderr
-        assert stderr is not None
-        found = b""
         with contextlib.suppress(OSError, ValueError):
-            while more := os.read(stderr.fileno(), _PIECE):
-                found += more
-        return found.decode(errors="replace")
+            self._hear()
+        printed = self._complaints.decode(errors="replace").strip().splitlines()
+        last = self._complaint() or (printed or ["the connection is lost"])[-1]
+        return ClientFailed(self._name, last, gone=True)
 
     def kill(self) -> None:
         """End it at once, from any thread, whatever it does; its session ends with it."""
@@ -170,23 +195,12 @@ class Client(Closing):
     def close(self) -> None:
         """End the session, and wait for the client to end. Does nothing the second time."""
         process = self._process
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._stdin.close()
         try:
             process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-
-
-def _ready(reading: int, writing: int, deadline: Deadline) -> bool:
-    """Wait until one can be read or the other written (-1: none); whether that came in time."""
-    waiting = select.poll()
-    waiting.register(reading, select.POLLIN)
-    if writing >= 0:
-        waiting.register(writing, select.POLLOUT)
-    return bool(waiting.poll(deadline.left * 1000))
+        self._stdout.close()
+        self._stderr.close()

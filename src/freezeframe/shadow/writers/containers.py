@@ -9,7 +9,7 @@ added to the time everything is held. So only those are paused that have the lab
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ from freezeframe.shadow.writers.settings import load_settings
 from freezeframe.system.run import which
 
 #: Engine → what is there where it may have containers; else it is not even asked.
-_ENGINES = {
+_ENGINES: Mapping[str, Sequence[Path]] = {
     "docker": (Path("/run/docker.sock"), Path("/var/run/docker.sock")),
     "podman": (Path("/var/lib/containers/storage"), Path("/run/podman/podman.sock")),
 }
@@ -137,15 +137,20 @@ class ContainerKind(WriterKind):
 
     kind = "containers"
 
-    def __init__(self, names: Sequence[str] | None = None) -> None:
-        """`names` of those to pause, in place of the settings'."""
+    def __init__(
+        self,
+        names: Sequence[str] | None = None,
+        engines: Mapping[str, Sequence[Path]] = _ENGINES,
+    ) -> None:
+        """`names` of those to pause, in place of the settings'; `engines` as above."""
         self._names = names
+        self._engines = engines
 
     def find(self) -> Sequence[Container]:
         """Ask the engines that are in use here; one that does not answer has none."""
         names = load_settings().containers.pause if self._names is None else self._names
         found: list[Container] = []
-        for engine, places in _ENGINES.items():
+        for engine, places in self._engines.items():
             program = which(engine)
             if program is None or not any(place.exists() for place in places):
                 continue
@@ -158,5 +163,5 @@ class ContainerKind(WriterKind):
             for line in text.splitlines():
                 number, name, label = [*line.split("\t"), "", ""][:3]
                 if name and (label == "true" or name in names or "*" in names):
-                    found.append(Container(engine, program, number, name))
+                    found.append(Container(Path(engine).name, program, number, name))
         return sorted(found, key=lambda writer: writer.name)

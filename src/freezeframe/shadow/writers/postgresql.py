@@ -31,7 +31,7 @@ from freezeframe.core.units import MIB
 from freezeframe.shadow.deadline import Deadline
 from freezeframe.shadow.writers.base import Scope, Writer, WriterKind, WriterResult, WriterVeto
 from freezeframe.shadow.writers.client import Client, ClientFailed
-from freezeframe.shadow.writers.links import resolved
+from freezeframe.shadow.writers.links import links_in, resolved
 from freezeframe.system.run import which
 from freezeframe.system.servers import Server, servers
 
@@ -114,7 +114,9 @@ class PostgreSQL(Writer):
 
     def paths(self) -> tuple[Path, ...]:
         """Return the data folder, and where its links lead: log, tablespaces."""
-        return resolved(self._folder, inside=("", "pg_tblspc"))
+        # Links to files are certificates and settings: not what is written to.
+        own = [link for link in links_in(self._folder) if link.is_dir()]
+        return resolved(self._folder, inside=("pg_tblspc",), more=own)
 
     # -- the time line ------------------------------------------------------------------
 

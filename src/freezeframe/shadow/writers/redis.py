@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freezeframe.core.errors import FreezeError
-from freezeframe.shadow.deadline import Deadline
+from freezeframe.shadow.deadline import Deadline, TimedOut
 from freezeframe.shadow.writers.base import Scope, Writer, WriterKind, WriterResult, WriterVeto
 from freezeframe.shadow.writers.client import Client, ClientFailed
 from freezeframe.shadow.writers.links import resolved
@@ -100,7 +100,7 @@ class Redis(Writer):
             self._pauses = _numbers(info.get("redis_version", "")) >= _OLDEST
             if not self._appends:
                 self._save(client, deadline)
-        except ClientFailed as error:
+        except (ClientFailed, TimedOut) as error:
             raise self._veto(error) from error
 
     def _save(self, client: Client, deadline: Deadline) -> None:
@@ -134,7 +134,7 @@ class Redis(Writer):
                     raise ClientFailed("redis-cli", " ".join(answer) or "no answer")
             if self._appends:
                 self._wait_for_file(client, deadline)
-        except ClientFailed as error:
+        except (ClientFailed, TimedOut) as error:
             raise self._veto(error) from error
         finally:
             with self._lock:
@@ -179,8 +179,9 @@ class Redis(Writer):
     def _unpause_anew(self, until: float) -> None:
         self._broken = self._broken or "its client was lost"
         with self._lock:
-            client, self._client = self._client, None
+            client = self._client
         if client is not None:
+            # Closed by who may still wait for its answer, or at the end.
             client.kill()
         try:
             with self._connect(Deadline.after(_QUICK)) as other:

@@ -31,11 +31,15 @@ class Units(Writer):
 
     def __init__(self, program: str, units: Sequence[str]) -> None:
         """`program` is systemctl by its full path; `units` run."""
+        self._program = program
         self._units = tuple(units)
         self._steps = Steps(
             [Step((program, "stop", unit), (program, "start", unit)) for unit in units], _START
         )
-        self._whole = False
+        #: Whether all are stopped now; and whether they were until the thaw.
+        self._whole = self._held = False
+        #: Units that ran before they were started again.
+        self._broken: list[str] = []
 
     @property
     def name(self) -> str:
@@ -52,7 +56,8 @@ class Units(Writer):
 
     def freeze(self, deadline: Deadline) -> None:
         """Stop each."""
-        self._whole = False
+        self._whole = self._held = False
+        self._broken = []
         try:
             self._steps.hold(deadline)
         except CommandFailed as error:
@@ -63,6 +68,10 @@ class Units(Writer):
 
     def thaw(self) -> None:
         """Start each again, the last first."""
+        if self._whole:
+            # A timer, a socket, or somebody.
+            self._broken = [unit for unit in self._units if _runs(self._program, unit)]
+            self._whole, self._held = False, not self._broken
         failed = [str(error) for error in self._steps.release()]
         if failed:
             raise FreezeError(
@@ -74,7 +83,12 @@ class Units(Writer):
         """Tell that they were stopped."""
         with contextlib.suppress(FreezeError):
             self.thaw()
-        whole = taken and self._whole
+        if taken and self._broken:
+            raise WriterVeto(
+                f"{self.name}: started in the middle by something else: {', '.join(self._broken)}",
+                hint="stop what starts it (a socket or timer) as well: name that in the settings",
+            )
+        whole = taken and self._held
         return WriterResult(
             "application" if whole else "crash", (), {"units": " ".join(self._units)}
         )
@@ -89,9 +103,16 @@ class SystemdKind(WriterKind):
 
     kind = "systemd"
 
-    def __init__(self, units: Sequence[str] | None = None, program: str = "systemctl") -> None:
-        """`units` in place of the settings'."""
+    def __init__(
+        self,
+        units: Sequence[str] | None = None,
+        program: str = "systemctl",
+        *,
+        booted: Path = _BOOTED,
+    ) -> None:
+        """`units` in place of the settings'; `booted` is there where systemd runs."""
         self._units = units
+        self._booted = booted
         self._program = program
 
     def find(self) -> Sequence[Units]:
@@ -100,13 +121,19 @@ class SystemdKind(WriterKind):
         program = which(self._program)
         if not units or program is None:
             return []
-        running = []
-        for unit in units:
-            with contextlib.suppress(CommandFailed):
-                Commands().run((program, "is-active", "--quiet", unit), Deadline.after(_LOOK))
-                running.append(unit)
+        running = [unit for unit in units if _runs(program, unit)]
         return [Units(program, running)] if running else []
 
     def unavailable(self) -> str:
         """Say that systemd does not run this machine, or nothing."""
-        return "" if _BOOTED.exists() else "this machine is not run by systemd"
+        return (
+            "" if _BOOTED.exists() or which(self._program) else "this machine is not run by systemd"
+        )
+
+
+def _runs(program: str, unit: str) -> bool:
+    try:
+        Commands().run((program, "is-active", "--quiet", unit), Deadline.after(_LOOK))
+    except CommandFailed:
+        return False
+    return True
