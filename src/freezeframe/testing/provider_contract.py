@@ -183,11 +183,6 @@ def digest(device: str) -> int:
     return found
 
 
-def _write_a_sector(device: str) -> None:
-    with Path(device).open("r+b", buffering=0) as file:
-        file.write(bytes(512))
-
-
 def fsck(shadow: Shadow) -> None:
     """Have the filesystem's own program find nothing."""
     if shadow.is_device and shadow.volume.filesystems[0].kind == "ext4":
@@ -322,7 +317,7 @@ class ProviderContract:
                     assert run(("blockdev", "--getro", shadow.path)).stdout == b"1\n"
                     # A loop device may be opened for writing (6.18), but not written to.
                     with pytest.raises(OSError, match=r"permitted|denied|Read-only"):
-                        _write_a_sector(shadow.path)
+                        _overwrite(shadow.path)
                 else:
                     with opened(shadow) as root, pytest.raises(OSError, match="Read-only"):
                         (root / "new").touch()
