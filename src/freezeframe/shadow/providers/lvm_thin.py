@@ -1,9 +1,10 @@
 """`lvm-thin`: snapshots of thin volumes. They share blocks, so nothing is copied beforehand.
 
 `lvcreate --snapshot` takes one volume at a time and freezes it itself. It fails with EBUSY
-where the filesystem is frozen; and where the volume is suspended already it sends the pool
-nothing but counts its own transaction on, after which LVM refuses to activate the pool
-(`transaction_id is 1, while expected 3`; LVM 2.03.16 on Linux 6.1).
+where the filesystem is frozen, and with ENODATA where the volume is suspended already. One
+attempt of each left LVM's transaction number two ahead of the pool's, after which LVM made no
+more volumes in the pool and refused to activate it (`transaction_id is 1, while expected 3`;
+LVM 2.03.16 on Linux 6.1).
 
 So LVM makes the snapshot's volume beforehand, empty: that gives it a number in the pool and a
 place in LVM's metadata. In the commit, while the origin is suspended, the pool is told to put
