@@ -228,7 +228,7 @@ def test_only_what_was_announced(ext4: MountedDisk) -> None:
             watchdog.about(0)
             watchdog.failed(0)
             time.sleep(0.5)
-            assert watchdog.ask() == ()
+            assert watchdog.thawed_by_it() == ()
             assert watchdog.disarm() == ()
         assert is_frozen(ext4.point)
     finally:

@@ -50,7 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         chosen, "describe_disk", lambda path: _disk(str(path), str(path) in made.removable)
     )
     monkeypatch.setattr("freezeframe.app.choose.sysfs.node_of", made.node)
-    monkeypatch.setattr(chosen, "_untrackable", lambda _node: "")
+    monkeypatch.setattr(chosen, "untrackable", lambda _node: "")
     return made
 
 
@@ -153,4 +153,4 @@ def test_a_disk_that_cannot_be_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chosen, "describe", lambda _node: None)
     monkeypatch.setattr(chosen, "refuse_untrackable", refuse)
     node = Node("nvme0n1", "259:0", Path("/sys/none"), 0)
-    assert chosen._untrackable(node) == "its writes cannot be seen"
+    assert chosen.untrackable(node) == "its writes cannot be seen"

@@ -33,6 +33,7 @@ from freezeframe.image.manifest import (
     Mode,
     Proof,
     RegionRecord,
+    ShadowProof,
     VolumeRecord,
 )
 from freezeframe.image.parent import ParentDisk, matching, parent_disk
@@ -250,6 +251,7 @@ def new_manifest(
     disks: tuple[DiskRecord, ...],
     proof: Proof,
     hot: HotProof | None = None,
+    shadow: ShadowProof | None = None,
 ) -> Manifest:
     """Write down an image of this machine made by this program."""
     return Manifest(
@@ -261,6 +263,7 @@ def new_manifest(
         disks=disks,
         proof=proof,
         hot=hot,
+        shadow=shadow,
     )
 
 

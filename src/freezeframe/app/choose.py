@@ -113,7 +113,7 @@ def how_taken(path: str, lacks: Sequence[str], *, repository: str = "") -> Taken
     elif lacks:
         why = f"this machine lacks {', '.join(lacks)} for imaging disks in use"
     else:
-        why = _untrackable(node)
+        why = untrackable(node)
     if why:
         return Taken(None, f"not while it is {first}: {why}", holders)
     return Taken(Mode.ONLINE, f"online: {first}", holders)
@@ -125,7 +125,7 @@ def machine_lacks() -> tuple[str, ...]:
     return tuple(name for name in found if name != "hot processing")
 
 
-def _untrackable(node: Node) -> str:
+def untrackable(node: Node) -> str:
     """Return why writes to a disk cannot be followed; nothing where they can."""
     try:
         disk = describe(node)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from freezeframe.app.backup import as_text, disk_record
 from freezeframe.app.choose import how_taken, machine_lacks
+from freezeframe.app.providers import Chosen, choose_provider
 from freezeframe.backup.hot.states import RegionState, region_states
 from freezeframe.backup.plan import DiskPlan, Source, plan_disks
 from freezeframe.block.base import Reader
@@ -20,6 +21,7 @@ from freezeframe.image.manifest import DiskRecord, Mode
 from freezeframe.layout.capture import capture
 from freezeframe.shadow.filesystems import find_filesystems
 from freezeframe.shadow.outsiders import find_outsiders
+from freezeframe.shadow.stack import Stack
 from freezeframe.store.local import LocalStore
 from freezeframe.store.open import open_store
 from freezeframe.system import sysfs
@@ -38,6 +40,8 @@ class DiskView:
     mode: str
     holders: tuple[str, ...]
     record: DiskRecord | None
+    #: Who would take it, and the volumes upon it, while they are in use.
+    providers: tuple[Chosen, ...] = ()
 
 
 def examine_disks(paths: Sequence[str] = (), location: str = "") -> Iterator[DiskView]:
@@ -59,8 +63,31 @@ def examine_disks(paths: Sequence[str] = (), location: str = "") -> Iterator[Dis
             yield DiskView(path, error.message, "", (), None)
             continue
         yield DiskView(
-            path, taken.text, taken.mode.value if taken.mode else "", taken.holders, record
+            path,
+            taken.text,
+            taken.mode.value if taken.mode else "",
+            taken.holders,
+            record,
+            _providers(path, lacks),
         )
+
+
+def _providers(path: str, lacks: Sequence[str]) -> tuple[Chosen, ...]:
+    """Tell who would take a disk, and each volume upon it, with the reasons."""
+    node = sysfs.node_of(path)
+    if node is None:
+        return ()
+    nodes: dict[str, Node] = {node.number: node}
+    for part in (node, *node.partitions()):
+        nodes |= {above.number: above for above in _volumes_upon(part)}
+    stack = Stack()
+    return tuple(choose_provider(each, stack=stack, lacks=lacks) for each in nodes.values())
+
+
+def _volumes_upon(node: Node) -> Iterator[Node]:
+    for holder in node.holders():
+        yield holder
+        yield from _volumes_upon(holder)
 
 
 def _record(path: str, reader: Reader, *, online: bool) -> DiskRecord:

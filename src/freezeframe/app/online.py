@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -20,18 +20,23 @@ from freezeframe.app.backup import (
     region_title,
     without_repeats,
 )
+from freezeframe.app.bases import Trust, as_it_is, find_bases, source_of, take_over
+from freezeframe.app.choose import machine_lacks
+from freezeframe.app.company import Company, ShadowSettings, gather
+from freezeframe.app.copies import Copied, Copies
+from freezeframe.app.mounted import Mounted
+from freezeframe.app.providers import Chosen, choose_provider, overrides
 from freezeframe.app.session import index_for_writing
 from freezeframe.backup.hot.disk import HotDisk
 from freezeframe.backup.hot.engine import HotEngine, HotResult
 from freezeframe.backup.hot.settings import HotSettings
-from freezeframe.backup.hot.states import RegionState, region_states, swap_stretches
-from freezeframe.backup.hot.tracked import Tracked, on_source
+from freezeframe.backup.hot.states import swap_stretches
+from freezeframe.backup.hot.tracked import Tracked
 from freezeframe.backup.hot.world import World
-from freezeframe.backup.plan import Source, plan_disks
+from freezeframe.backup.pipeline import Unreadable
 from freezeframe.block.open import open_shared
 from freezeframe.block.overlay import GranuleOverlay
 from freezeframe.block.remembering import RememberingReader
-from freezeframe.block.window import Window as RegionReader
 from freezeframe.core.clock import Clock, SystemClock
 from freezeframe.core.errors import (
     FreezeframeError,
@@ -39,33 +44,24 @@ from freezeframe.core.errors import (
     SourceError,
     UsageError,
 )
-from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import GRANULE, MIB
-from freezeframe.fs.base import Peers, State, UsedMap
-from freezeframe.fs.detect import used_map
-from freezeframe.image.manifest import DiskRecord, HotProof, Manifest, Mode, Proof, TrackRecord
-from freezeframe.image.parent import ParentDisk, parent_disk
-from freezeframe.image.reader import ImageReader, images
+from freezeframe.image.manifest import HotProof, Manifest, Mode, Proof, TrackRecord
 from freezeframe.image.writer import ImageWriter
-from freezeframe.layout.base import DiskLayout
 from freezeframe.repo.index import Index
 from freezeframe.repo.pack import BlobKind
 from freezeframe.repo.reader import BlobReader
 from freezeframe.repo.repository import Repository
 from freezeframe.repo.seal_blob import DECOMPRESS_EVERY
 from freezeframe.repo.writer import BlobWriter
-from freezeframe.shadow.filesystems import disks_beneath, find_filesystems
-from freezeframe.shadow.freezer import Freezer
+from freezeframe.shadow.filesystems import disks_beneath
 from freezeframe.shadow.outsiders import Outsider, find_outsiders
+from freezeframe.shadow.stack import Stack
 from freezeframe.store.local import LocalStore
 from freezeframe.system import sysfs
-from freezeframe.system.disks import describe_source
 from freezeframe.system.sysfs import Node
 from freezeframe.tracking import (
-    Distrust,
     Tracker,
-    changed_since,
     forget_base,
     remember_base,
     start,
@@ -75,36 +71,37 @@ from freezeframe.tracking import (
 _FIRST_MEMORY = 32 * MIB
 
 
-@dataclass(slots=True)
-class _Trust:
-    """What is known of a disk from before."""
-
-    base: str = ""
-    distrust: tuple[str, ...] = ()
-    changed: int = 0
-
-
 def backup_online(
     repository: Repository,
     paths: Sequence[str],
     progress: Progress,
     settings: HotSettings | None = None,
     *,
+    shadow: ShadowSettings | None = None,
     decompress_every: int = DECOMPRESS_EVERY,
     clock: Clock | None = None,
 ) -> BackupResult:
     """Image disks in use, all of them in one image and as of one moment.
 
+    Writers (applications) whose data lie wholly in the image share the moment, and so do
+    volumes that another provider takes: their bytes are read from its copies, after it.
     Raises `UsageError` for what cannot be imaged so, `TrackingUnavailable`, `FreezeError` and
-    its kind, `NotConverging`; whatever fails, no image appears and nothing stays frozen.
-    The trackers go on: the next image reads what changed.
+    its kind, `WriterVeto`, `NotConverging`; whatever fails, no image appears and nothing
+    stays frozen. The trackers go on: the next image reads what changed.
     """
     settings, clock = settings or HotSettings(), clock or SystemClock()
+    shadow = shadow or ShadowSettings()
     begun = clock.monotonic()
     with ExitStack() as stack:
-        nodes = _nodes(paths)
-        _refuse_own_store(repository, nodes)
+        named = _nodes(paths)
+        _refuse_own_store(repository, named)
+        nodes, chosen = _divided(named, shadow)
+        for path, each in chosen:
+            progress.note(f"{path}: copied on write by {each.kind}: {each.reason}")
         stack.enter_context(repository.lock().begun())
+        company = gather(list(named.values()), [each for _, each in chosen], shadow, progress)
+        stack.callback(company.remember, clock)
+        stack.enter_context(company.coordinator)
         trackers = {number: stack.enter_context(start(node)) for number, node in _wholes(nodes)}
         index = index_for_writing(repository, progress)
         outsiders = find_outsiders(list(nodes.values()))
@@ -112,19 +109,23 @@ def backup_online(
             _open(number, path, node, len(nodes), settings, outsiders, stack)
             for number, (path, node) in enumerate(nodes.items())
         ]
-        trust = _find_bases(repository, index, disks, trackers, progress)
+        copies = Copies(chosen, len(disks), stack)
+        trust = find_bases(repository, index, disks, trackers, progress)
+        parents = [disk.parent for disk in disks]
+        live = [as_it_is(source) for source in copies.live]
+        parents += find_parents(repository, index, live, progress)
         writer = stack.enter_context(
             BlobWriter(repository, index, decompress_every=decompress_every)
         )
-        image = ImageWriter(
-            repository, writer, [disk.size for disk in disks], [disk.parent for disk in disks]
-        )
-        _take_over(disks, trackers, trust, image, repository)
-        mounted = _Mounted(list(nodes.values()), outsiders, settings.freeze_limit)
+        sizes = [*(disk.size for disk in disks), *copies.sizes]
+        image = ImageWriter(repository, writer, sizes, parents)
+        take_over(disks, trackers, trust, image, repository)
+        frozen = [*nodes.values(), *_frozen_by_us(chosen)]
+        mounted = Mounted(frozen, outsiders, settings.freeze_limit)
         stack.callback(mounted.close)
         world = World(
             disks=disks,
-            sources=[_source(disk) for disk in disks],
+            sources=[source_of(disk) for disk in disks],
             tracked=_tracked(disks, trackers, settings),
             filesystems=mounted,
             image=image,
@@ -133,6 +134,7 @@ def backup_online(
             content=_content(repository, index),
             flush=writer.flush,
             now=clock.now,
+            company=None if company.empty else company.coordinator,
         )
         try:
             result = HotEngine(world).run()
@@ -141,29 +143,37 @@ def backup_online(
             for tracker in trackers.values():
                 forget_base(tracker, repository.config.id)
             raise
+        copied = _finish_company(company, copies, result, image, progress, settings.threads)
+        result = _joined(result, company, disks, copies, copied)
         _tell(result, progress)
         writer.flush()
-        unreadable = sum(disk.unreadable.total for disk in disks)
+        unreadable = sum(disk.unreadable.total for disk in disks) + copied.unreadable.total
         proof = Proof(
-            bytes_read=sum(disk.bytes_read for disk in disks),
+            bytes_read=sum(disk.bytes_read for disk in disks) + copied.bytes_read,
             bytes_new=writer.stats.plain_bytes,
             bytes_stored=writer.stats.stored_bytes,
             seconds=round(clock.monotonic() - begun, 3),
             unreadable_bytes=unreadable,
             decompressed_one_in=decompress_every,
         )
+        missing = [disk.unreadable for disk in disks]
+        missing += [copied.unreadable.of(number) for number in range(len(copied.plans))]
+        starts = [disk.node.start for disk in disks] + [node.start for node in copies.nodes]
         records = tuple(
-            msgspec.structs.replace(
-                disk_record(plan, disk.unreadable, states), start=disk.node.start
+            msgspec.structs.replace(disk_record(plan, bad, states), start=begin)
+            for plan, bad, states, begin in zip(
+                result.plans, missing, result.states, starts, strict=True
             )
-            for plan, disk, states in zip(result.plans, disks, result.states, strict=True)
         )
         hot = _hot_proof(result.proof, disks, trust)
-        manifest: Manifest = new_manifest(Mode.ONLINE, result.moment, records, proof, hot)
+        manifest: Manifest = new_manifest(
+            Mode.ONLINE, result.moment, records, proof, hot, company.proof()
+        )
         snapshot = image.commit(
             manifest,
             [plan.used for plan in result.plans],
             {plan.name: pieces(plan) for plan in result.plans},
+            company.pieces(),
         )
         # Only now: until the image is durable, the one before is what the next builds on.
         for tracker in trackers.values():
@@ -172,6 +182,82 @@ def backup_online(
             except (OSError, FreezeframeError) as error:
                 progress.note(f"the next image will be read in full: {error}")
     return BackupResult(snapshot, manifest, unreadable)
+
+
+def _divided(
+    named: Mapping[str, Node], shadow: ShadowSettings
+) -> tuple[dict[str, Node], list[tuple[str, Chosen]]]:
+    """Tell which volumes the engine takes itself, and which other providers do."""
+    wanted = overrides(shadow.providers, named)
+    stack, lacks = Stack(), machine_lacks()
+    hot: dict[str, Node] = {}
+    others: list[tuple[str, Chosen]] = []
+    for path, node in named.items():
+        chosen = choose_provider(node, wanted.get(node.number, ""), stack=stack, lacks=lacks)
+        # Why the engine cannot take what nobody else takes, the engine says itself.
+        if chosen.provider is None:
+            hot[path] = node
+        else:
+            others.append((path, chosen))
+    for path, chosen in others:
+        below = stack.below_device(chosen.volume.node)
+        if any(node.number in below.nodes for node in hot.values()):
+            raise UsageError(
+                f"{path} lies on a disk that is imaged as well",
+                hint="name the disk alone: all that lies on it is frozen together",
+            )
+    return hot, others
+
+
+def _frozen_by_us(chosen: Sequence[tuple[str, Chosen]]) -> list[Node]:
+    """Return the volumes whose providers leave it to us to freeze what is mounted there."""
+    return [
+        each.volume.node
+        for _, each in chosen
+        if each.provider is not None and not each.provider.holds_filesystems
+    ]
+
+
+def _finish_company(
+    company: Company,
+    copies: Copies,
+    result: HotResult,
+    image: ImageWriter,
+    progress: Progress,
+    threads: int | None,
+) -> Copied:
+    """Have the writers finish, read the copies, and remove them."""
+    coordinator = company.coordinator
+    if company.empty:
+        return Copied((), (), Unreadable(0))
+    coordinator.finish(taken=True)
+    names = [plan.name for plan in result.plans]
+    copied = copies.store(
+        coordinator.shadows(), image, progress, coordinator.check, taken=names, threads=threads
+    )
+    try:
+        coordinator.release()
+    except FreezeframeError as error:
+        # The image is good; what stays is told, and tried again by the next run.
+        progress.note(f"{error.message}; {error.hint}")
+    return copied
+
+
+def _joined(
+    result: HotResult,
+    company: Company,
+    disks: Sequence[HotDisk],
+    copies: Copies,
+    copied: Copied,
+) -> HotResult:
+    """Return the result with the copies' disks, and with what the writers say of all regions."""
+    plans = (*result.plans, *copied.plans)
+    nodes = [*(disk.node for disk in disks), *copies.nodes]
+    states = tuple(
+        company.states(each, plan.layout, node)
+        for each, plan, node in zip((*result.states, *copied.states), plans, nodes, strict=True)
+    )
+    return replace(result, plans=plans, states=states)
 
 
 # -- what is imaged ---------------------------------------------------------------------
@@ -236,11 +322,6 @@ def _open(
     )
 
 
-def _source(disk: HotDisk) -> Source:
-    about = describe_source(disk.node.path)
-    return Source(disk.memory, disk.path, about.model, about.serial)
-
-
 def _tracked(
     disks: Sequence[HotDisk], trackers: Mapping[str, Tracker], settings: HotSettings
 ) -> list[Tracked]:
@@ -255,123 +336,9 @@ def _tracked(
     ]
 
 
-class _Mounted:
-    """The filesystems on the disks that are imaged, and their freezer, as of one look."""
-
-    def __init__(self, nodes: Sequence[Node], outsiders: Sequence[Outsider], limit: float) -> None:
-        self._nodes = nodes
-        self._outsiders = outsiders
-        self._limit = limit
-        self._stack = ExitStack()
-        self.renew()
-
-    def renew(self) -> None:
-        """Find those of now, and make a freezer of them."""
-        self.close()
-        self._found = find_filesystems(self._nodes)
-        self.freezer = self._stack.enter_context(
-            Freezer(self._found.filesystems, limit=self._limit)
-        )
-
-    def unchanged(self) -> bool:
-        """Whether the same ones are mounted, as writable, as then."""
-        return self._found.same_as(find_filesystems(self._nodes))
-
-    def states(self, disk: HotDisk, layout: DiskLayout) -> dict[int, RegionState]:
-        """Return the state of each region of a disk, by its start."""
-        cannot = [each.device for each in self.freezer.unfreezable]
-        return region_states(disk.node, layout, self._found.filesystems, cannot, self._outsiders)
-
-    def close(self) -> None:
-        """Let the filesystems go, and end the watchdog."""
-        self._stack.close()
-
-
 def _content(repository: Repository, index: Index) -> Callable[[bytes], bytes]:
     blobs = BlobReader(repository, index)
     return lambda blob_id: blobs.read(BlobKind.DATA, blob_id)
-
-
-# -- what is known from before ------------------------------------------------------------
-
-
-def _find_bases(
-    repository: Repository,
-    index: Index,
-    disks: Sequence[HotDisk],
-    trackers: Mapping[str, Tracker],
-    progress: Progress,
-) -> list[_Trust]:
-    """Find the image each disk may be built on: the trackers' own base, or the newest."""
-    trust: list[_Trust] = []
-    shots = {shot.id: shot for shot in images(repository, on_damage=lambda _: None)}
-
-    def tell(error: FreezeframeError) -> None:
-        progress.note(f"{error.message}; not built upon")
-
-    for disk in disks:
-        tracker = trackers[disk.node.whole.number]
-        known = changed_since(tracker, repository.config.id)
-        if isinstance(known, Distrust):
-            trust.append(_Trust(distrust=known.reasons))
-            continue
-        shot = shots.get(known.image_id)
-        parent: ParentDisk | None = None
-        reason = "its last image is no longer in the repository"
-        if shot is not None:
-            try:
-                image = ImageReader(repository, index, shot)
-                # The tracker vouches for the disk itself; what of it was imaged is told here.
-                # The start, too: a partition may have been given another's number and size.
-                wanted = (disk.path, disk.size, disk.node.start)
-                record = next(
-                    (r for r in image.manifest.disks if (r.path, r.size, r.start) == wanted), None
-                )
-                reason = f"its last image ({shot.short_id}) is of other devices"
-                if record is not None:
-                    parent = parent_disk(image, record, tell)
-            except FreezeframeError as error:
-                reason = error.message
-        if parent is None:
-            trust.append(_Trust(distrust=(reason,)))
-            continue
-        disk.parent = parent
-        trust.append(_Trust(base=known.image_id))
-    rest = [disk for disk, each in zip(disks, trust, strict=True) if not each.base]
-    found = find_parents(repository, index, [_as_it_is(disk) for disk in rest], progress)
-    for disk, parent in zip(rest, found, strict=True):
-        disk.parent = parent
-    return trust
-
-
-def _as_it_is(disk: HotDisk) -> DiskRecord:
-    """Describe a disk from its bytes as they lie there now, moving or not."""
-
-    def read(reader: RegionReader, peers: Peers) -> UsedMap:
-        return used_map(reader, peers, state=State.LIVE)
-
-    (plan,) = plan_disks([_source(disk)], read_map=read)
-    return disk_record(plan, Extents.empty())
-
-
-def _take_over(
-    disks: Sequence[HotDisk],
-    trackers: Mapping[str, Tracker],
-    trust: Sequence[_Trust],
-    image: ImageWriter,
-    repository: Repository,
-) -> None:
-    """Begin the image with what the trusted base has and nobody has written since."""
-    for disk, each in zip(disks, trust, strict=True):
-        if not each.base:
-            continue
-        pending = trackers[disk.node.whole.number].pending(repository.config.id)
-        if pending is None:
-            continue
-        granules = on_source(pending.granules(), disk)
-        changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size)
-        each.changed = changed.total
-        image.take_over(disk.number, disk.take_from_parent(changed))
 
 
 # -- what is told ---------------------------------------------------------------------------
@@ -389,7 +356,7 @@ def _tell(result: HotResult, progress: Progress) -> None:
                 progress.note(f"{plan.name} {region_title(part)}: {note}")
 
 
-def _hot_proof(proof: HotProof, disks: Sequence[HotDisk], trust: Sequence[_Trust]) -> HotProof:
+def _hot_proof(proof: HotProof, disks: Sequence[HotDisk], trust: Sequence[Trust]) -> HotProof:
     records = tuple(
         TrackRecord(
             disk=disk.path,

@@ -51,13 +51,18 @@ class Unreadable:
 
 
 def store_chunks(
-    plans: Sequence[DiskPlan], image: ImageWriter, progress: Progress, *, threads: int | None = None
+    plans: Sequence[DiskPlan],
+    image: ImageWriter,
+    progress: Progress,
+    *,
+    threads: int | None = None,
+    first: int = 0,
 ) -> Unreadable:
     """Read and store everything the plans say must be read.
 
-    Sectors that cannot be read are stored as zeros and returned. Raises what reading or
-    storing raises, and `FreezeframeError` where a chunk was left out: the image is then not
-    to be committed.
+    `first` is the number that the first of them has in the image. Sectors that cannot be read
+    are stored as zeros and returned. Raises what reading or storing raises, and
+    `FreezeframeError` where a chunk was left out: the image is then not to be committed.
     """
     jobs = chain.from_iterable(
         chunk_jobs(number, plan.to_read, plan.layout.size) for number, plan in enumerate(plans)
@@ -67,7 +72,7 @@ def store_chunks(
     workers: list[_Worker] = []
 
     def make_worker() -> Callable[[ChunkJob], None]:
-        worker = _Worker(plans, image.chunk_store(), unreadable, progress)
+        worker = _Worker(plans, image.chunk_store(), unreadable, progress, first)
         workers.append(worker)
         return worker
 
@@ -95,7 +100,9 @@ class _Worker:
         store: ChunkStore,
         unreadable: Unreadable,
         progress: Progress,
+        first: int,
     ) -> None:
+        self._first = first
         self._readers = [plan.reader for plan in plans]
         self._store = store
         self._unreadable = unreadable
@@ -108,7 +115,7 @@ class _Worker:
         chunk = self._buffer[: job.length]
         if bad := fill_chunk(self._readers[job.disk], job, chunk):
             self._unreadable.add(job.disk, bad)
-        self._store.put(job.disk, job.number, chunk)
+        self._store.put(self._first + job.disk, job.number, chunk)
         self.stored += 1
         self._progress.advance(sum(stop - start for start, stop in job.parts))
 

@@ -61,10 +61,12 @@ _COMMANDS = {
     "init": "repository:init",
     "key": "keys:command",
     "restore": "restore:command",
+    "shadow": "shadow:command",
     "show": "images:show",
     "track": "track:command",
     "unlock": "repository:unlock",
     "verify": "verify:command",
+    "writers": "writers:command",
 }
 
 

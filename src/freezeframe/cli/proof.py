@@ -11,7 +11,9 @@ from freezeframe.image.manifest import (
     HotProof,
     Manifest,
     Mode,
+    ShadowProof,
     TrackRecord,
+    WriterRecord,
 )
 
 #: What the weaker claims mean, for people who have not read the documents.
@@ -37,7 +39,7 @@ def hot_lines(hot: HotProof) -> list[str]:
         f"paused for {hot.pause_ms:.1f} ms{again}{slowed}"
         f" (freeze + held + thaw: {frozen or 'nothing mounted'}){unfrozen}",
         f"copied ahead: {passes}; in the freeze: {human_size(hot.residual_bytes)}; {marks} marks",
-        "; ".join(map(_trusted, hot.disks)),
+        *filter(None, ["; ".join(map(_trusted, hot.disks))]),
     ]
 
 
@@ -101,3 +103,50 @@ def consistency_lines(manifest: Manifest, disk: DiskRecord) -> Iterator[str]:
             number = f" {region.number}" if region.number else ""
             content = f" ({region.content})" if region.content else ""
             yield f"{region.role}{number}{content}: {_MEANING.get(claim, claim.value)}"
+
+
+def shadow_lines(shadow: ShadowProof) -> Iterator[str]:
+    """Give who shared the moment, in a line each for writers and providers."""
+    if shadow.writers:
+        yield f"writers: {'; '.join(map(_writer, shadow.writers))}"
+    if shadow.providers:
+        told = (
+            f"{', '.join(each.volumes)} by {each.kind} (commit {each.commit_ms:.1f} ms)"
+            for each in shadow.providers
+        )
+        yield f"shadow copies: {'; '.join(told)}"
+
+
+def _writer(writer: WriterRecord) -> str:
+    if writer.vote != "yes":
+        return f"{writer.name} {writer.vote} ({writer.reason})"
+    held = writer.freeze_ms + writer.held_ms + writer.thaw_ms
+    return f"{writer.name} {writer.consistency}-consistent, held for {held:.1f} ms"
+
+
+def shadow_detail_lines(shadow: ShadowProof) -> Iterator[str]:
+    """Give what lies behind that: how long each step took, and what each writer said."""
+    yield "steps: " + ", ".join(f"{step.name} {step.ms:.1f} ms" for step in shadow.steps)
+    for writer in shadow.writers:
+        if writer.vote != "yes":
+            continue
+        yield (
+            f"{writer.name}: {writer.about}; prepare {writer.prepare_ms:.1f} ms,"
+            f" freeze {writer.freeze_ms:.1f} ms, held {writer.held_ms:.1f} ms,"
+            f" thaw {writer.thaw_ms:.1f} ms"
+            + (f", the last of {writer.freezes}" if writer.freezes > 1 else "")
+        )
+        for name, fact in writer.facts.items():
+            yield f"{writer.name}: {name}: {fact}"
+        for note in writer.notes:
+            yield f"{writer.name}: {note}"
+        if writer.pieces:
+            yield f"{writer.name}: kept in writers/{writer.folder}: {', '.join(writer.pieces)}"
+    for each in shadow.providers:
+        yield (
+            f"{each.kind} ({', '.join(each.volumes)}): prepare {each.prepare_ms:.1f} ms,"
+            f" hold {each.hold_ms:.1f} ms, commit {each.commit_ms:.1f} ms,"
+            f" resume {each.resume_ms:.1f} ms"
+        )
+    for unknown in shadow.unknown:
+        yield f"not looked for: {unknown}"

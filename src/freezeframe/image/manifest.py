@@ -216,6 +216,65 @@ class HotProof(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class WriterRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What one application (a writer) said when it was to hold still. Milliseconds."""
+
+    name: str
+    kind: str
+    about: str = ""
+    #: `yes`, or `left out`: with any other vote there is no image.
+    vote: str
+    #: Why it was left out.
+    reason: str = ""
+    #: `application` or `crash`: what it says of its data in this image.
+    consistency: str = ""
+    prepare_ms: float = 0.0
+    #: From asking it to hold still until it did; from then on until it was let go; letting go.
+    freeze_ms: float = 0.0
+    held_ms: float = 0.0
+    thaw_ms: float = 0.0
+    #: How often it was asked, and all of these together.
+    freezes: int = 0
+    total_ms: float = 0.0
+    notes: tuple[str, ...] = ()
+    facts: dict[str, str] = {}
+    #: Its folder `writers/<folder>` in the image, and the files there.
+    folder: str = ""
+    pieces: tuple[str, ...] = ()
+
+
+class ProviderRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How the moment of some volumes was kept, where not by the engine itself. Milliseconds."""
+
+    kind: str
+    volumes: tuple[str, ...]
+    prepare_ms: float = 0.0
+    hold_ms: float = 0.0
+    commit_ms: float = 0.0
+    resume_ms: float = 0.0
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the way to the moment of an image."""
+
+    name: str
+    ms: float
+
+
+class ShadowProof(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Who took part in the moment of an image, what each said, and how long each step took."""
+
+    #: Seconds that writers, and the commit of the volumes, might have taken.
+    writer_limit: float
+    commit_limit: float
+    writers: tuple[WriterRecord, ...] = ()
+    providers: tuple[ProviderRecord, ...] = ()
+    #: In the order of the time line; of the window that counted.
+    steps: tuple[StepRecord, ...] = ()
+    #: Kinds of writers that could not be looked for, and why.
+    unknown: tuple[str, ...] = ()
+
+
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """All of an image but its bytes."""
 
@@ -228,6 +287,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     proof: Proof = Proof()
     #: Of online images only.
     hot: HotProof | None = None
+    #: Of images with writers, or with other providers than the hot engine.
+    shadow: ShadowProof | None = None
 
     def disk(self, name: str) -> DiskRecord | None:
         """Return the disk with that name, or that was read from that path."""

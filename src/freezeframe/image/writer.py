@@ -271,28 +271,30 @@ class ImageWriter:
         manifest: Manifest,
         used: Sequence[Extents],
         pieces: Mapping[str, Mapping[str, bytes]],
+        writers: Mapping[str, Mapping[str, bytes]] | None = None,
     ) -> Snapshot:
         """Write everything that is left, make it durable, then the snapshot.
 
-        `used` is each disk's used map in bytes; `pieces` the layout's files by disk name.
+        `used` is each disk's used map in bytes; `pieces` the layout's files by disk name;
+        `writers` what applications want kept beside it, by folder and name.
         What the image holds of the manifest is as `described` returns it.
         """
         for disk, extents in zip(self._disks, used, strict=True):
             _drop_unused(disk, extents)
         manifest = self.described(manifest)
         disks: list[Node] = []
-        layouts: list[Node] = []
         for record, disk, extents in zip(manifest.disks, self._disks, used, strict=True):
             disks.append(dir_node(record.name, self._disk_tree(disk, extents)))
-            files = [self._file(name, data) for name, data in pieces[record.name].items()]
-            layouts.append(dir_node(record.name, self._tree(files)))
-        root = self._tree(
-            [
-                dir_node("disks", self._tree(disks)),
-                self._file(manifests.NAME, manifests.encode(manifest)),
-                dir_node("layout", self._tree(layouts)),
-            ]
-        )
+        top = [
+            dir_node("disks", self._tree(disks)),
+            self._file(manifests.NAME, manifests.encode(manifest)),
+            dir_node(
+                "layout", self._folders({disk.name: pieces[disk.name] for disk in manifest.disks})
+            ),
+        ]
+        if writers:
+            top.append(dir_node("writers", self._folders(writers)))
+        root = self._tree(top)
         self._writer.flush()
         snapshot = Snapshot.new(
             time=manifest.created,
@@ -337,6 +339,15 @@ class ImageWriter:
         pieces = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
         ids = [self._handle.put(BlobKind.DATA, piece).hex() for piece in pieces]
         return file_node(name, ids, len(data))
+
+    def _folders(self, folders: Mapping[str, Mapping[str, bytes]]) -> bytes:
+        """Write a tree of folders of small files."""
+        return self._tree(
+            [
+                dir_node(name, self._tree([self._file(each, data) for each, data in files.items()]))
+                for name, files in folders.items()
+            ]
+        )
 
     def _tree(self, nodes: list[Node]) -> bytes:
         ordered = sorted(nodes, key=lambda node: node.name.encode())

@@ -370,7 +370,7 @@ class Freezer:
         if watchdog is None:
             return
         # What the watchdog has thawed may have been frozen by somebody else since.
-        already = set(watchdog.ask()) if self._late(attempt) else set()
+        already = set(watchdog.thawed_by_it()) if self._late(attempt) else set()
         failed: list[str] = []
         # Those frozen at once came in any order.
         attempt.holds.sort(key=lambda hold: hold.index)

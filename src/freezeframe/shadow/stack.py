@@ -87,6 +87,17 @@ class Stack:
             self._nodes[filesystem] = self._find_devices(filesystem)
         return self._nodes[filesystem]
 
+    def overlaid(self, filesystem: str) -> list[str]:
+        """Return the folders that an overlay is made of, its upper one first; of others none."""
+        folders = [
+            folder
+            for mount in self.filesystems.get(filesystem, ())
+            if mount.kind == "overlay"
+            for folder in (mount.option("upperdir"), *mount.option("lowerdir").split(":"))
+        ]
+        # Named in the view of whoever mounted it; absolute or not to be found.
+        return [folder for folder in folders if folder.startswith("/")]
+
     def below_filesystem(self, filesystem: str) -> Below:
         """Return what a filesystem stands on; it itself is not in it."""
         found = Below()
@@ -114,13 +125,8 @@ class Stack:
     def _descend_filesystem(self, filesystem: str, found: Below) -> None:
         for node in self.devices_of(filesystem):
             self._descend(node, found)
-        for mount in self.filesystems.get(filesystem, ()):
-            if mount.kind != "overlay":
-                continue
-            for folder in (mount.option("upperdir"), *mount.option("lowerdir").split(":")):
-                # Named in the view of whoever mounted it; absolute or not to be found.
-                if folder.startswith("/"):
-                    self._stand_on_file(folder, found)
+        for folder in self.overlaid(filesystem):
+            self._stand_on_file(folder, found)
 
     def _descend(self, node: Node, found: Below) -> None:
         if node.number in found.nodes:

@@ -10,8 +10,8 @@ child: a thaw may hang (on a suspended volume, on a filesystem beneath that some
 froze), and must not keep the others from being thawed.
 
 Messages, one a packet; N is the index of a filesystem:
-    in   `arm`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`, `disarm`, `ask`,
-         `hurried 0|1` (what to set rcu_expedited back to), `calmed`
+    in   `arm` or `arm MILLISECONDS`, `about N` to freeze, `frozen N`, `failed N`, `thawed N`,
+         `disarm`, `ask`, `hurried 0|1` (what to set rcu_expedited back to), `calmed`
     out  `ready 0|1` (memory locked), and to `disarm` and `ask`: `thawed N …`, since `arm`
 """
 
@@ -28,6 +28,7 @@ import signal
 import socket
 import sys
 import time
+from typing import Protocol
 
 #: Seconds between two tries to thaw what is only about to be frozen.
 _AGAIN = 0.01
@@ -88,7 +89,8 @@ class Watch:
         if word == "arm":
             self._announced.clear()
             self._thawed.clear()
-            self._deadline = time.monotonic() + self._limit
+            limit = index / 1000 if number else self._limit
+            self._deadline = time.monotonic() + limit
         elif word == "about":
             self._announced[index] = False
         elif word == "frozen":
@@ -148,14 +150,18 @@ class Watch:
         os.waitpid(pid, 0)
         self._reap()
 
+    def let_go(self, index: int) -> None:
+        """Thaw one, in a child of its own. `OSError`: EINVAL where it is not frozen."""
+        # The rehearsal's descriptor is none.
+        fcntl.ioctl(self._descriptors[index] if index >= 0 else -1, self._request, 0)
+
     def _start(self, index: int) -> int:
         pid = os.fork()
         if pid:
             return pid
         code = _FAILED
         try:
-            # The rehearsal's descriptor is none.
-            fcntl.ioctl(self._descriptors[index] if index >= 0 else -1, self._request, 0)
+            self.let_go(index)
             code = _THAWED
         except OSError as error:
             code = _NOT_FROZEN if error.errno == errno.EINVAL else _FAILED
@@ -183,7 +189,7 @@ class Watch:
                 os.write(self._log, f"<4>freezeframe watchdog: {text}\n".encode())
 
 
-def _settle_down() -> bool:
+def settle_down() -> bool:
     """Make this process one that stays: in memory, undisturbed. Return whether it is locked."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
@@ -199,8 +205,24 @@ def _settle_down() -> bool:
     return bool(ctypes.CDLL(None).mlockall(everything) == 0)
 
 
-def serve(channel: socket.socket, process: int, watch: Watch) -> None:
-    """Listen until the program ends: its end of the channel closes, or its pidfd says so."""
+class Listener(Protocol):
+    """What acts on the messages of a program, and on time that passes."""
+
+    def wait(self) -> float | None:
+        """Return how many seconds may pass before `expire` is due; None for ever."""
+
+    def expire(self) -> None:
+        """Do what is due."""
+
+    def message(self, text: str) -> str:
+        """Take a message; return the answer, if any."""
+
+
+def serve(channel: socket.socket, process: int, watch: Listener, longest: int = _MESSAGE) -> None:
+    """Listen until the program ends: its end of the channel closes, or its pidfd says so.
+
+    `longest` message in bytes.
+    """
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     if process >= 0:
@@ -212,7 +234,7 @@ def serve(channel: socket.socket, process: int, watch: Watch) -> None:
             if descriptor != channel.fileno():
                 continue
             try:
-                text = channel.recv(_MESSAGE).decode()
+                text = channel.recv(longest).decode()
             except OSError:
                 text = ""
             if not text or text == "quit":
@@ -221,7 +243,8 @@ def serve(channel: socket.socket, process: int, watch: Watch) -> None:
             if answer:
                 with contextlib.suppress(OSError):
                     channel.send(answer.encode(), socket.MSG_DONTWAIT)
-        if any(descriptor == process for descriptor, _ in ready):
+        # What it said before it ended comes first: its end of the channel is closed after.
+        if [descriptor for descriptor, _ in ready] == [process]:
             return
         watch.expire()
 
@@ -232,7 +255,7 @@ def main(arguments: list[str]) -> None:
     process = int(arguments[3])
     descriptors = [int(text) for text in arguments[4::2]]
     watch = Watch(descriptors, arguments[5::2], float(arguments[0]), int(arguments[1]))
-    locked = _settle_down()
+    locked = settle_down()
     watch.rehearse()
     channel.send(f"ready {int(locked)}".encode())
     serve(channel, process, watch)

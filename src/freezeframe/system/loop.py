@@ -48,6 +48,16 @@ def attached(
                 _detach(device, partitions=partitions)
 
 
+def attach(path: str | Path, *, offset: int = 0, size: int = 0, sector: int = 512) -> str:
+    """Attach a file for longer than a `with` block; return the device. Raises `ToolFailed`."""
+    return _attach(path, offset, size, sector, read_only=False)
+
+
+def detach(device: str) -> None:
+    """Detach what `attach` attached. Raises `ToolFailed`."""
+    _detach(device, partitions=False)
+
+
 def _attach(path: str | Path, offset: int, size: int, sector: int, read_only: bool) -> str:
     command = ["losetup", "--show", "-f", "-o", str(offset), "-b", str(sector)]
     if size:

@@ -24,6 +24,19 @@ def search_path() -> str:
     return os.pathsep.join([*parts, *(p for p in _SBIN if p not in parts)])
 
 
+def foreign_environment() -> dict[str, str]:
+    """Return the environment for programs that are none of ours: scripts, databases' clients.
+
+    PATH as above, English messages, and not the repository's password.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("FREEZEFRAME_PASSWORD", "RESTIC_PASSWORD"))
+    }
+    return {**kept, "LC_ALL": "C", "PATH": search_path()}
+
+
 def which(tool: str) -> str | None:
     """Return the full path of a program, or None where it is not installed."""
     return shutil.which(tool, path=search_path())

@@ -68,6 +68,7 @@ class HotEngine:
             # Threads that run already: none is to be started in the freeze.
             list(world.pool.map(time.sleep, [0.001] * 4))
             self.begin()
+            self._prepare_company()
             for _ in range(_VIEWS):
                 self.converge()
                 window = self.freezing.settle()
@@ -108,6 +109,16 @@ class HotEngine:
             each.undrained.clear()
         world.pace.watch()
         maps.find_states(world)
+
+    def _prepare_company(self) -> None:
+        """Have writers and other providers prepare: late, so that little is written after it.
+
+        What a checkpoint writes is then copied ahead like everything else.
+        """
+        company = self.world.company
+        if company is not None:
+            self.converge()
+            company.prepare()
 
     def converge(self) -> None:
         """Copy ahead until what is left fits into memory, or it is seen that it never will."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 from freezeframe.backup.hot import maps
@@ -74,12 +75,14 @@ class Freezing:
             f"written to faster than it can be copied ({left} were left; {rates(world.passes)}):"
             " holding writers down by short freezes"
         )
-        gap = 0.05
+        gap, company = 0.05, world.company is None
         for _ in range(_SHORT_FREEZES):
             self._read_quickly(time.monotonic() + gap)
-            window, done = self.window(world.settings.max_pause, sync=False)
-            if done:
+            window, done = self.window(world.settings.max_pause, sync=False, company=company)
+            if done and company:
                 return window
+            # Writers are asked once it is likely that this time all can be read.
+            company = done or world.company is None
             gap = max(gap / 2, 0.002)
         raise NotConverging(
             f"even {_SHORT_FREEZES} short freezes did not let copying catch up;"
@@ -164,12 +167,19 @@ class Freezing:
 
     # -- the freeze ---------------------------------------------------------------------
 
-    def window(self, allowed: float, *, sync: bool = True) -> tuple[Window, bool]:
+    def window(
+        self, allowed: float, *, sync: bool = True, company: bool = True
+    ) -> tuple[Window, bool]:
         """Freeze everything and read what was written; return whether that was all.
 
-        `allowed` in seconds, from asking for the freeze to the thaw.
+        `allowed` in seconds, from asking for the freeze of the filesystems to their thaw.
+        Writers are frozen before that, and other providers hold their volumes and make their
+        copies in it; without `company` they are left alone, and it is no moment of an image.
         """
         world = self.world
+        others = world.company if company else None
+        if others is not None:
+            others.ready()
         if not world.filesystems.unchanged():
             self._renew()
         for disk in world.disks:
@@ -182,19 +192,29 @@ class Freezing:
             nonlocal read_before, begun
             self._last()
             read_before = sum(disk.bytes_read for disk in world.disks)
+            if others is not None:
+                others.freeze_writers()
             begun = time.monotonic()
 
-        with world.freezer.window(sync=sync, last=last) as window:
+        with (
+            others.thawing() if others is not None else nullcontext(),
+            world.freezer.window(sync=sync, last=last) as window,
+            others.held() if others is not None else nullcontext(),
+        ):
             world.moment = world.now()
             # Of what is allowed, something is kept for the thaw; and where freezing took
             # all of it, what was written must be read nevertheless.
             until = max(begun + allowed * 0.9, time.monotonic() + allowed * 0.3)
             done = self.read_frozen(until)
+            if done and others is not None:
+                others.commit()
         world.residual = sum(disk.bytes_read for disk in world.disks) - read_before
         world.pauses.windows += 1
         world.pauses.add(window.pause)
         if window.times:
             world.freeze_call = window.since - min(each.asked for each in window.times)
+        if others is not None:
+            others.note_window(window)
         world.check_trackers()
         if not world.filesystems.unchanged():
             # Something came that was not frozen, or went: not the moment that was wanted.

@@ -20,6 +20,7 @@ from freezeframe.core.progress import Progress
 from freezeframe.image.manifest import PassRecord
 from freezeframe.image.writer import ImageWriter
 from freezeframe.layout.base import DiskLayout
+from freezeframe.shadow.coordinator import Coordinator
 from freezeframe.shadow.freezer import Freezer
 
 #: Threads that read in the freeze, so that a fast disk has several reads under way.
@@ -74,6 +75,8 @@ class World:
     #: Makes all that was stored readable by `content`.
     flush: Callable[[], None]
     now: Callable[[], dt.datetime]
+    #: Writers and other providers that share the moment; None where there are none.
+    company: Coordinator | None = None
     #: Of each disk, its layout when the image was begun.
     layouts: list[DiskLayout] = field(default_factory=list)
     #: Of each disk, the states of its regions, by their start.

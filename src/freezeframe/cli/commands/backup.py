@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from freezeframe.backup.hot.settings import HotSettings, IfBusy, memory_to_spare
+from freezeframe.cli.hot_options import hot_options, hot_settings
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.sizes import size_in_bytes
+from freezeframe.cli.shadow_options import shadow_options, shadow_settings
 from freezeframe.core.units import human_size, human_time
 
 if TYPE_CHECKING:
@@ -28,31 +28,8 @@ UNREADABLE = 3
     is_flag=True,
     help="Decompress every block again before it counts, not one in sixteen.",
 )
-@click.option(
-    "--max-pause",
-    type=click.FloatRange(5, 5000),
-    default=100,
-    show_default=True,
-    metavar="MS",
-    help="Online: how long writers may have to wait, in milliseconds.",
-)
-@click.option(
-    "--if-busy",
-    type=click.Choice([each.value for each in IfBusy]),
-    default=IfBusy.SLOW_WRITERS.value,
-    show_default=True,
-    help="Online: what to do where disks are written to faster than they can be copied.",
-)
-@click.option(
-    "--residual-memory",
-    callback=size_in_bytes,
-    metavar="SIZE",
-    help="Online: memory for what is read around the freeze (an eighth of what is free).",
-)
-@click.option(
-    "--limit-read", callback=size_in_bytes, metavar="SIZE", help="Online: bytes a second, at most."
-)
-@click.option("--no-back-off", is_flag=True, help="Online: copy on, however slow the disk gets.")
+@hot_options
+@shadow_options
 @click.option("--threads", type=click.IntRange(1, 256), help="How many threads read and compress.")
 @common
 def command(
@@ -62,11 +39,6 @@ def command(
     online: bool,
     everything: bool,
     check_all: bool,
-    max_pause: float,
-    if_busy: str,
-    residual_memory: int,
-    limit_read: int,
-    no_back_off: bool,
     threads: int | None,
 ) -> None:
     """Image disks, partitions or disk image files: one image, one point in time.
@@ -100,16 +72,14 @@ def command(
             threads=threads,
         )
     else:
-        settings = HotSettings(
-            max_pause=max_pause / 1000,
-            residual_memory=residual_memory or memory_to_spare(),
-            if_busy=IfBusy(if_busy),
-            limit_read=limit_read or None,
-            back_off=not no_back_off,
-            threads=threads,
-        )
+        shadow = shadow_settings()
         result = backup_online(
-            repository, choice.paths, session.output, settings, decompress_every=every
+            repository,
+            choice.paths,
+            session.output,
+            hot_settings(shadow.limits.commit, threads),
+            shadow=shadow,
+            decompress_every=every,
         )
     session.output.finish()
     _report(session, result)
@@ -118,7 +88,7 @@ def command(
 
 
 def _report(session: Session, result: BackupResult) -> None:
-    from freezeframe.cli.proof import hot_lines
+    from freezeframe.cli.proof import hot_lines, shadow_lines
 
     proof, output = result.manifest.proof, session.output
     output.record(
@@ -129,6 +99,7 @@ def _report(session: Session, result: BackupResult) -> None:
             "disks": [disk.name for disk in result.manifest.disks],
             "proof": msgspec.to_builtins(proof),
             "hot": msgspec.to_builtins(result.manifest.hot),
+            "shadow": msgspec.to_builtins(result.manifest.shadow),
             "unreadable_bytes": result.unreadable,
         },
     )
@@ -143,6 +114,9 @@ def _report(session: Session, result: BackupResult) -> None:
     )
     if result.manifest.hot is not None:
         for line in hot_lines(result.manifest.hot):
+            output.show(line)
+    if result.manifest.shadow is not None:
+        for line in shadow_lines(result.manifest.shadow):
             output.show(line)
     for disk in result.manifest.disks:
         for start, stop in disk.unreadable:

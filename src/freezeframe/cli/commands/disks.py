@@ -6,6 +6,7 @@ import click
 import msgspec
 
 from freezeframe.app.disks import examine_disks
+from freezeframe.app.providers import Chosen
 from freezeframe.cli.options import Session, common
 from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
@@ -27,6 +28,7 @@ def command(session: Session, paths: tuple[str, ...]) -> None:
                 "mode": disk.mode or None,
                 "holders": list(disk.holders),
                 "disk": msgspec.to_builtins(disk.record) if disk.record else None,
+                "providers": [_provider(each) for each in disk.providers],
             },
         )
         if not first:
@@ -39,7 +41,19 @@ def command(session: Session, paths: tuple[str, ...]) -> None:
             output.show(plain(f"{disk.path}  {disk.state}"))
         for holder in disk.holders:
             output.show(plain(f"  in use: {holder}"))
+        for each in disk.providers:
+            path, kind = each.volume.path, each.kind or "no provider"
+            output.show(plain(f"  online, {path} by {kind}: {each.reason}"))
     if first:
         output.show("no disks were found")
     if failed and paths:
         click.get_current_context().exit(1)
+
+
+def _provider(chosen: Chosen) -> dict[str, object]:
+    return {
+        "volume": chosen.volume.path,
+        "provider": chosen.kind or None,
+        "reason": chosen.reason,
+        "fits": msgspec.to_builtins(dict(chosen.fits or {})),
+    }

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from freezeframe.app.doctor import examine
+from freezeframe.app.shadow_doctor import shadow_findings
 from freezeframe.cli.options import Session, common
 
 _COLOURS = {"ok": "green", "missing": "red", "limited": "yellow", "not verified": "yellow"}
@@ -19,7 +20,7 @@ def command(session: Session) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "what to do"):
         table.add_column(heading)
-    for finding in examine():
+    for finding in (*examine(), *shadow_findings()):
         session.output.record(
             "finding",
             {

@@ -10,7 +10,13 @@ from freezeframe.app.session import listed_images, opened_images
 from freezeframe.cli.options import Session, common
 from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
-from freezeframe.cli.proof import consistency_lines, detail_lines, hot_lines
+from freezeframe.cli.proof import (
+    consistency_lines,
+    detail_lines,
+    hot_lines,
+    shadow_detail_lines,
+    shadow_lines,
+)
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import CHUNK, human_size, human_time
 from freezeframe.image import chunklist
@@ -92,6 +98,11 @@ def show(session: Session, image: str) -> None:
             for line in hot_lines(manifest.hot):
                 output.show(line)
             for line in detail_lines(manifest.hot):
+                output.show(plain(f"· {line}"))
+        if manifest.shadow is not None:
+            for line in shadow_lines(manifest.shadow):
+                output.show(line)
+            for line in shadow_detail_lines(manifest.shadow):
                 output.show(plain(f"· {line}"))
 
 

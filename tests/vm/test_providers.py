@@ -1,0 +1,274 @@
+"""Providers of shadow copies on device-mapper: the contract suite, in a Debian machine.
+
+One machine does all of it: its kernel has what this one may lack. It runs pytest on the
+script itself; what that prints is shown here.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from freezeframe.core.units import MIB
+from freezeframe.testing.lab import run_in_lab
+
+pytestmark = [pytest.mark.vm, pytest.mark.root]
+
+_NEEDED = ["msgspec", "pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py"]
+
+_CONTRACT = r'''
+import contextlib, json, os, re, subprocess, sys, time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from freezeframe.core.errors import FreezeError
+from freezeframe.shadow.providers.base import ProviderFailed, ShadowLost, Wishes
+from freezeframe.shadow.providers import cow, lvmtools
+from freezeframe.shadow.providers.dm import DmProvider
+from freezeframe.shadow.providers.lvm import LvmProvider
+from freezeframe.shadow.providers.lvm_thin import LvmThinProvider
+from freezeframe.testing.provider_contract import (
+    Ground, ProviderContract, deadline, digest, volume_at, window,
+)
+from freezeframe.testing.frozen import eventually
+
+def sh(command, ok=(0,)):
+    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True)
+    assert done.returncode in ok, (command, done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+def disk(number):
+    return os.path.realpath(f"/dev/disk/by-id/virtio-disk{number}")
+
+def mount(device, name):
+    point = Path("/m", name)
+    point.mkdir(parents=True)
+    sh(f"mkfs.ext4 -q {device}; mount {device} {point}")
+    return point
+
+def set_up():
+    sh("modprobe -a dm-mod dm-snapshot dm-thin-pool loop")
+    sh(f"vgcreate -q -y vg {disk(0)}")
+    for name in "ab":
+        sh(f"lvcreate -q -y -Wn -L 64M -n {name} vg")
+        mount(f"/dev/vg/{name}", f"lvm-{name}")
+    # Two stretches each: tables of more than one line.
+    for number, name in enumerate("ab"):
+        start = 2048 + number * 131072
+        Path("/run/table").write_text(
+            f"0 65536 linear {disk(1)} {start}\n65536 65536 linear {disk(1)} {start + 65536}\n")
+        sh(f"dmsetup create plain-{name} /run/table")
+        mount(f"/dev/mapper/plain-{name}", f"dm-{name}")
+    sh(f"vgcreate -q -y pool {disk(2)}; lvcreate -q -y -L 256M -T pool/thin")
+    for name in "ab":
+        sh(f"lvcreate -q -y -Wn -V 64M --thinpool pool/thin -n {name}")
+        mount(f"/dev/pool/{name}", f"thin-{name}")
+    sh("udevadm settle")
+
+def ground(kind, **more):
+    points = (Path(f"/m/{kind}-a"), Path(f"/m/{kind}-b"))
+    return Ground(points, tuple(map(volume_at, points)), **more)
+
+class TestLvm(ProviderContract):
+    provider = LvmProvider
+    calls = (1, 2, 4)
+
+    @contextlib.contextmanager
+    def ground(self, folder):
+        yield ground("lvm", small=Wishes(store_size=8 << 20))
+
+    def break_commit(self, provider):
+        sh("dmsetup remove ff-test-0")
+
+    def test_a_store_grows(self, place, monkeypatch):
+        """One that fills up is extended while it is in use, and the copy stays whole."""
+        monkeypatch.setattr(cow, "_LEAST", 8 << 20)
+        provider = self.make(place)
+        flood = place.points[0] / "flood"
+        flood.write_bytes(os.urandom(24 << 20))
+        os.sync()
+        size = lambda: int(lvmtools.named("vg/ff-test-cow-0").lv_size)
+        try:
+            provider.prepare(deadline())
+            first = size()
+            assert first == 8 << 20, first
+            with window(provider, place.points):
+                provider.commit(deadline())
+            (shadow, _) = provider.shadows()
+            before = digest(shadow.path)
+            with flood.open("r+b") as file:
+                for _ in range(10):
+                    file.write(os.urandom(2 << 20))
+                    os.fsync(file.fileno())
+                    provider.check()
+            assert digest(shadow.path) == before
+            provider.check()
+            print("the store grew from", first, "to", size())
+            assert size() > 20 << 20
+        finally:
+            provider.release()
+        flood.unlink()
+
+    def test_another_program_changes_the_volume(self, place):
+        """LVM puts its own table back: the copy lies from then on, and check says so."""
+        before = self.state()
+        provider = self.make(place)
+        try:
+            provider.prepare(deadline())
+            with window(provider, place.points):
+                provider.commit(deadline())
+            provider.check()
+            print("lvs:", subprocess.run(["lvs"], capture_output=True, text=True))
+            sh("lvchange --refresh vg/a")
+            with pytest.raises(ShadowLost, match="another program"):
+                provider.check()
+        finally:
+            provider.release()
+        assert self.state() == before
+
+    def test_strays_are_told_by_their_names(self, place):
+        """After a reboot there is no journal; the stores are there."""
+        assert self.provider.strays() == []
+        provider = self.make(place)
+        provider.prepare(deadline())
+        # As a reboot leaves it: no tables, but the volumes.
+        for number in range(2):
+            sh(f"dmsetup remove ff-test-{number}; dmsetup remove ff-test-real-{number}")
+        (record,) = self.provider.strays()
+        assert record["name"] == "ff-test"
+        self.provider.clean(record)
+        assert self.provider.strays() == []
+        provider.release()
+
+class TestThin(ProviderContract):
+    provider = LvmThinProvider
+    calls = (1, 3, 7)
+
+    @contextlib.contextmanager
+    def ground(self, folder):
+        yield ground("thin")
+
+    def break_commit(self, provider):
+        number = provider.record()["number.0"]
+        sh(f"dmsetup message pool-thin-tpool 0 'delete {number}'")
+
+class TestDm(ProviderContract):
+    provider = DmProvider
+    calls = (1, 2, 4)
+
+    @contextlib.contextmanager
+    def ground(self, folder):
+        yield ground("dm", wishes=Wishes(store="memory"), small=Wishes(8 << 20, "memory"))
+
+    def break_commit(self, provider):
+        sh("dmsetup remove ff-test-0")
+
+OWN = """
+import json, os, signal, sys, time
+from pathlib import Path
+from freezeframe.core.errors import FreezeError
+from freezeframe.shadow.deadline import Deadline
+from freezeframe.shadow.freezer import Freezer
+from freezeframe.shadow.providers.base import ShadowLost, Wishes
+from freezeframe.shadow.providers.dm import DmProvider
+from freezeframe.testing.provider_contract import opened, volume_at
+
+class Mine(DmProvider):
+    def _copy(self, mapper):
+        if way == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1 if way == "well" else 8)
+        super()._copy(mapper)
+
+way = sys.argv[1]
+volume = volume_at(Path("/"))
+assert volume.node.path == "/dev/mapper/sys", volume
+provider = Mine("ff-own", [volume], Wishes(64 << 20, "memory"))
+provider.journal = lambda: Path("/run/own.json").write_text(json.dumps(provider.record()))
+provider.prepare(Deadline.after(60))
+assert provider._under_us
+# Whatever is not held has to be read again.
+os.sync()
+Path("/proc/sys/vm/drop_caches").write_text("3")
+with Freezer(volume.filesystems, limit=60) as freezer, freezer.window():
+    provider.hold(Deadline.after(2))
+    try:
+        provider.commit(Deadline.after(2))
+    finally:
+        provider.resume()
+Path("/new").touch()
+if way == "hang":
+    try:
+        provider.check()
+    except ShadowLost as error:
+        print("told:", error.message)
+else:
+    provider.check()
+    with opened(provider.shadows()[0]) as root:
+        assert not (root / "new").exists()
+        assert (root / "before").exists()
+    provider.check()
+Path("/new").unlink()
+provider.release()
+print("done")
+"""
+
+class TestOwnVolume:
+    """The volume that is suspended holds the program, its Python and its libraries."""
+
+    @pytest.fixture(scope="class")
+    def system(self):
+        sh(f"dmsetup create sys --table '0 1000000 linear {disk(3)} 0'")
+        root = mount("/dev/mapper/sys", "sys")
+        sh("tar -C / -cf - --exclude=usr/lib/modules --exclude=usr/share "
+           "--exclude=usr/lib/firmware --exclude=usr/lib/systemd "
+           "usr bin lib lib64 sbin "
+           f"| tar -C {root} -xf -")
+        sh(f"mkdir {root}/opt {root}/dev {root}/proc {root}/sys {root}/run {root}/etc; "
+           f"cp -r /run/lab/freezeframe /run/lab/msgspec* {root}/opt; touch {root}/before; "
+           f"for x in dev proc sys run; do mount --rbind /$x {root}/$x; done")
+        for package in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "py.py"):
+            sh(f"cp -r /run/lab/{package} {root}/opt")
+        (root / "opt/own.py").write_text(OWN)
+        before = sh("dmsetup table")
+        yield root
+        eventually(lambda: sh("dmsetup table") == before)
+
+    def run(self, root, way):
+        return subprocess.run(
+            ["chroot", str(root), "/usr/bin/env", "PYTHONPATH=/opt", "python3", "-B", "/opt/own.py",
+             way], capture_output=True, text=True, timeout=120)
+
+    def test_it_is_copied(self, system):
+        done = self.run(system, "well")
+        print(done.stdout, done.stderr)
+        assert done.stdout.endswith("done\n")
+
+    def test_it_is_resumed_when_the_program_is_killed(self, system):
+        done = self.run(system, "kill")
+        assert done.returncode == -9, (done.stdout, done.stderr)
+        (system / "written").write_text("after the kill")
+        os.sync()
+        DmProvider.clean(json.loads(Path("/run/own.json").read_text()))
+
+    def test_it_is_resumed_when_the_time_is_up(self, system):
+        done = self.run(system, "hang")
+        print(done.stdout, done.stderr)
+        assert "suspended too long" in done.stdout
+        assert done.stdout.endswith("done\n")
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    set_up()
+    print(f"set up in {time.monotonic() - began:.0f} s", flush=True)
+    sys.exit(pytest.main([
+        __file__, "-x", "-q", "-rA", "-p", "no:cacheprovider", "--basetemp=/run/pytest",
+        "-W", "error", "--durations=40", *sys.argv[1:]]))
+'''
+
+
+def test_the_contract_of_lvm_thin_and_dm() -> None:
+    said = run_in_lab(_CONTRACT, disks=[512 * MIB] * 4, packages=_NEEDED, timeout=900)
+    print(said)
+    assert " passed" in said
