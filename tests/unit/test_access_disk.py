@@ -18,6 +18,7 @@ from freezeframe.core.errors import SourceError, UnreadableRange
 from freezeframe.core.units import CHUNK, GRANULE, MIB, SEGMENT
 from freezeframe.image.reader import ImageReader
 from freezeframe.repo.pack import BlobKind
+from freezeframe.repo.reader import Proof
 from freezeframe.store.base import Kind
 from freezeframe.testing.images import SparseDisk, save_image
 from freezeframe.testing.repositories import (
@@ -25,6 +26,7 @@ from freezeframe.testing.repositories import (
     local_repository,
     memory_repository,
     object_path,
+    overwrite,
 )
 
 _SIZE = 9 * CHUNK + 12_800
@@ -108,9 +110,9 @@ def test_each_blob_is_opened_once(
     opened: list[bytes] = []
     one, many = image.blobs.read, image.blobs.read_many
 
-    def read(kind: BlobKind, blob_id: bytes) -> bytes:
+    def read(kind: BlobKind, blob_id: bytes, proof: Proof | None = None) -> bytes:
         opened.append(blob_id)
-        return one(kind, blob_id)
+        return one(kind, blob_id, proof)
 
     def read_many(kind: BlobKind, ids: np.ndarray) -> list[bytes]:
         opened.extend(row.tobytes() for row in ids)
@@ -164,6 +166,34 @@ def test_a_flipped_bit_costs_just_its_chunk(tmp_path: Path) -> None:
                     assert (caught.value.offset, caught.value.length) == (3 * CHUNK, CHUNK)
                 else:
                     assert disk.read_at(at, length) == expected[at : at + length]
+
+
+def test_a_chunk_in_the_place_of_another_is_noticed(tmp_path: Path) -> None:
+    """Sealed with the right key, and yet not what the image means."""
+    image, _ = save_image(local_repository(tmp_path / "repo"), _content())
+    blobs = image.disk_blobs(image.manifest.disks[0])
+    places = [image.index.find(BlobKind.DATA, blobs.ids[n].tobytes()) for n in (3, 4)]
+    one, other = (place for place in places if place is not None)
+    assert (one.pack, one.length) == (other.pack, other.length)
+    path = object_path(tmp_path / "repo", Kind.DATA, one.pack.hex())
+    data = bytearray(path.read_bytes())
+    first = data[one.offset :][: one.length]
+    data[one.offset : one.offset + one.length] = data[other.offset :][: one.length]
+    data[other.offset : other.offset + one.length] = first
+    overwrite(path, bytes(data))
+    with ImageDisk(image, image.manifest.disks[0]) as disk:
+        for chunk in (3, 4):
+            with pytest.raises(UnreadableRange, match="SHA-256"):
+                disk.read_at(chunk * CHUNK, 512)
+        assert len(disk.read_at(0, 2 * CHUNK)) == 2 * CHUNK
+
+
+def test_sums_that_are_wrong_cost_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = _content()
+    image, _ = save_image(memory_repository(), content)
+    with ImageDisk(image, image.manifest.disks[0]) as disk:
+        monkeypatch.setattr(disk._fingerprinter, "sum", lambda chunk: bytes(16))
+        assert disk.read_at(0, _SIZE) == _bytes(content)
 
 
 def test_a_pack_that_vanished(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from freezeframe.core.closing import Closing
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import MIB
 from freezeframe.repo.pack import BlobKind
-from freezeframe.repo.reader import BlobReader
+from freezeframe.repo.reader import BlobReader, Proof
 from freezeframe.system.workers import default_threads
 
 #: Bytes of opened blobs that are kept, if nobody says otherwise.
@@ -47,8 +47,8 @@ class BlobCache(Closing):
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="ahead")
         self._closed = False
 
-    def read(self, blobs: BlobReader, blob_id: bytes) -> bytes:
-        """Return a blob. Errors as `BlobReader.read`."""
+    def read(self, blobs: BlobReader, blob_id: bytes, proof: Proof | None = None) -> bytes:
+        """Return a blob. `proof` and errors as `BlobReader.read`."""
         with self._lock:
             found = self._held.get(blob_id)
             if found is not None:
@@ -62,12 +62,14 @@ class BlobCache(Closing):
             try:
                 return flight.result()
             except CancelledError:
-                return blobs.read(BlobKind.DATA, blob_id)
-        self._open(blobs, blob_id, mine)
+                return blobs.read(BlobKind.DATA, blob_id, proof)
+        self._open(blobs, blob_id, mine, proof)
         return mine.result()
 
-    def ahead(self, blobs: BlobReader, ids: Iterable[bytes]) -> None:
+    def ahead(self, blobs: BlobReader, ids: Iterable[bytes], proof: Proof | None = None) -> None:
         """Begin to open blobs that are neighbours on a disk, if they are not there yet.
+
+        `proof` is of the one blob, where it is one.
 
         An error is told to who reads the blob it hits, and to nobody else.
         """
@@ -80,18 +82,24 @@ class BlobCache(Closing):
             flights = {blob: _Flight() for blob in wanted}
             self._flights.update(flights)
             if flights:
-                self._pool.submit(self._open_many, blobs, flights)
+                self._pool.submit(self._open_many, blobs, flights, proof)
 
-    def _open_many(self, blobs: BlobReader, flights: dict[bytes, _Flight]) -> None:
+    def _open_many(
+        self, blobs: BlobReader, flights: dict[bytes, _Flight], proof: Proof | None
+    ) -> None:
         for flight in flights.values():
             flight.set_running_or_notify_cancel()
+        if len(flights) == 1:
+            for blob_id, flight in flights.items():
+                self._open(blobs, blob_id, flight, proof)
+            return
         try:
             ids = np.frombuffer(b"".join(flights), np.uint8).reshape(-1, 32)
             read: Sequence[bytes] = blobs.read_many(BlobKind.DATA, ids)
         except FreezeframeError:
             # One of them is bad: each by itself, so that it alone is missed.
             for blob_id, flight in flights.items():
-                self._open(blobs, blob_id, flight)
+                self._open(blobs, blob_id, flight, None)
         except BaseException as error:
             for blob_id, flight in flights.items():
                 self._failed(blob_id, flight, error)
@@ -99,9 +107,11 @@ class BlobCache(Closing):
             for (blob_id, flight), data in zip(flights.items(), read, strict=True):
                 self._done(blob_id, flight, data)
 
-    def _open(self, blobs: BlobReader, blob_id: bytes, flight: _Flight) -> None:
+    def _open(
+        self, blobs: BlobReader, blob_id: bytes, flight: _Flight, proof: Proof | None
+    ) -> None:
         try:
-            data = blobs.read(BlobKind.DATA, blob_id)
+            data = blobs.read(BlobKind.DATA, blob_id, proof)
         except BaseException as error:
             self._failed(blob_id, flight, error)
         else:

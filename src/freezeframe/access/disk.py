@@ -16,7 +16,9 @@ from freezeframe.core.errors import FreezeframeError, UnreadableRange
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import CHUNK, MIB, SEGMENT
 from freezeframe.image.manifest import DiskRecord
-from freezeframe.image.reader import DiskBlobs, ImageReader
+from freezeframe.image.reader import ImageReader, SegmentParts, grouped
+from freezeframe.repo.fingerprint import Fingerprinter
+from freezeframe.repo.reader import Proof
 
 #: Segments whose lists of blobs are kept: 50 KB each, 800 KB where all its chunks are fine.
 _SEGMENTS = 128
@@ -54,7 +56,8 @@ class ImageDisk(Closing):
         self._own_cache = cache is None
         self._streams = Streams(min(_FURTHEST, self._cache.limit // 4))
         self._lock = threading.Lock()
-        self._segments: OrderedDict[int, DiskBlobs] = OrderedDict()
+        self._segments: OrderedDict[int, SegmentParts] = OrderedDict()
+        self._fingerprinter = Fingerprinter(reader.repository.key)
         self._data: Extents | None = None
 
     # -- reading ------------------------------------------------------------------------
@@ -79,25 +82,35 @@ class ImageDisk(Closing):
         while offset < stop:
             segment = self._segment(offset)
             end = min(stop, (offset // SEGMENT + 1) * SEGMENT)
-            number = int(np.searchsorted(segment.starts, offset, "right")) - 1
+            base = offset // SEGMENT * SEGMENT
+            number = int(np.searchsorted(segment.starts, offset - base, "right")) - 1
             while offset < end:
-                start, size = int(segment.starts[number]), int(segment.lengths[number])
+                start, size = base + int(segment.starts[number]), int(segment.lengths[number])
                 upto = min(end, start + size)
                 if segment.zero[number]:
                     yield from _zeros(upto - offset)
                 else:
-                    blob = self._blob(segment.ids[number].tobytes(), start, size)
+                    proof = self._proof(segment, number)
+                    blob = self._blob(segment.ids[number].tobytes(), start, size, proof)
                     yield blob[offset - start : upto - start]
                 offset = upto
                 number += 1
 
-    def _blob(self, blob_id: bytes, start: int, length: int) -> memoryview:
+    def _blob(self, blob_id: bytes, start: int, length: int, proof: Proof | None) -> memoryview:
         try:
-            return memoryview(self._cache.read(self.reader.blobs, blob_id))
+            return memoryview(self._cache.read(self.reader.blobs, blob_id, proof))
         except FreezeframeError as error:
             raise self._unreadable(start, length, error) from error
 
-    def _segment(self, offset: int) -> DiskBlobs:
+    def _proof(self, segment: SegmentParts, number: int) -> Proof | None:
+        """Return what knows the bytes of a blob that is a whole chunk; None where nothing does."""
+        start, length = int(segment.starts[number]), int(segment.lengths[number])
+        if segment.sums is None or start % CHUNK or length != min(CHUNK, segment.size - start):
+            return None
+        known, make = segment.sums[start // CHUNK].tobytes(), self._fingerprinter.sum
+        return lambda plain: make(plain) == known
+
+    def _segment(self, offset: int) -> SegmentParts:
         number = offset // SEGMENT
         with self._lock:
             found = self._segments.get(number)
@@ -105,7 +118,7 @@ class ImageDisk(Closing):
                 self._segments.move_to_end(number)
                 return found
         try:
-            found = self.reader.segment_blobs(self.record, number)
+            found = self.reader.segment(self.record, number)
         except FreezeframeError as error:
             base = number * SEGMENT
             raise self._unreadable(base, min(SEGMENT, self.size - base), error) from error
@@ -131,12 +144,13 @@ class ImageDisk(Closing):
                 segment = self._segment(start)
             except FreezeframeError:
                 return  # told when somebody wants it
-            first = int(np.searchsorted(segment.starts, start, "right")) - 1
-            last = int(np.searchsorted(segment.starts, end, "left"))
+            base = start // SEGMENT * SEGMENT
+            first = int(np.searchsorted(segment.starts, start - base, "right")) - 1
+            last = int(np.searchsorted(segment.starts, end - base, "left"))
             numbers = np.arange(first, last)[~segment.zero[first:last]]
-            for low, high in segment.groups(numbers):
+            for low, high in grouped(segment.starts, numbers):
                 ids = (row.tobytes() for row in segment.ids[low:high])
-                self._cache.ahead(self.reader.blobs, ids)
+                self._cache.ahead(self.reader.blobs, ids, self._proof(segment, low))
             start = end
 
     # -- the rest of a reader -----------------------------------------------------------

@@ -66,13 +66,7 @@ class DiskBlobs:
 
         To be read and written in one go: a call for each granule costs more than its bytes.
         """
-        if not len(numbers):
-            return []
-        chunk = self.starts[numbers] // CHUNK
-        breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(chunk) != 0)) + 1
-        firsts = numbers[np.append(0, breaks)]
-        lasts = numbers[np.append(breaks, len(numbers)) - 1]
-        return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+        return grouped(self.starts, numbers)
 
     def touching(self, extents: Extents) -> NDArray[np.bool_]:
         """Flag the blobs that hold any byte of a set: bool, shape (n,)."""
@@ -82,6 +76,17 @@ class DiskBlobs:
         following = np.append(extents.starts, np.iinfo(np.int64).max)[first]
         flags: NDArray[np.bool_] = following < self.starts + self.lengths
         return flags
+
+
+def grouped(starts: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Join blob numbers as `DiskBlobs.groups` does; `starts` are of all blobs, in bytes."""
+    if not len(numbers):
+        return []
+    chunk = starts[numbers] // CHUNK
+    breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(chunk) != 0)) + 1
+    firsts = numbers[np.append(0, breaks)]
+    lasts = numbers[np.append(breaks, len(numbers)) - 1]
+    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,11 @@ class SegmentParts:
     sums: NDArray[np.uint8] | None
     #: Whether a new image may refer to the folder: all that it names is in the index.
     reusable: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the segment."""
+        return int(self.starts[-1] + self.lengths[-1]) if len(self.starts) else 0
 
 
 #: Told of each stretch [start, stop) of a disk that cannot be known, and why.
@@ -177,16 +187,13 @@ class ImageReader:
             segments.append(known[key])
         return _assemble(bases, segments)
 
-    def segment_blobs(self, disk: DiskRecord, number: int) -> DiskBlobs:
-        """Return the blobs of one segment, in bytes of the disk: for who reads but a little.
+    def segment(self, disk: DiskRecord, number: int) -> SegmentParts:
+        """Return one segment; offsets from its start. For who reads but a little of a disk.
 
         Raises `RepositoryDamaged` where its trees or blobs are missing, or do not add up.
         """
-        base = number * SEGMENT
         node = self._node(self._segment_folders(disk), segment_name(number))
-        files = self._folder(node)
-        size = min(SEGMENT, disk.size - base)
-        return _assemble([base], [self._segment(node.name, files, size, self._used_file(files))])
+        return self._segment_parts(node, min(SEGMENT, disk.size - number * SEGMENT))
 
     def _segment_folders(self, disk: DiskRecord) -> dict[str, Node]:
         if disk.name not in self._folders:
