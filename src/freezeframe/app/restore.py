@@ -132,11 +132,11 @@ def _make_file(prepared: PreparedRestore, progress: Progress) -> None:
             _write(prepared, writer, progress)
         finish_restore(prepared.plan, str(raw), progress)
         if prepared.format == "raw":
-            _give_name(raw, final)
+            give_name(raw, final)
             return
         progress.start(f"write {prepared.format}", 0)
         run(["qemu-img", "convert", "-f", "raw", "-O", prepared.format, str(raw), str(converted)])
-        _give_name(converted, final)
+        give_name(converted, final)
         raw.unlink()
     except BaseException:
         # Nobody else's: the names are of this process.
@@ -145,7 +145,7 @@ def _make_file(prepared: PreparedRestore, progress: Progress) -> None:
         raise
 
 
-def _give_name(unfinished: Path, final: Path) -> None:
+def give_name(unfinished: Path, final: Path) -> None:
     """Name a finished file, once it is on stable storage; never replace another."""
     if os.path.lexists(final):
         raise TargetUnsuitable(f"{final} was made by somebody else meanwhile")
@@ -182,7 +182,7 @@ def choose_disk(image: ImageReader, name: str) -> DiskRecord:
 def _target(image: ImageReader, disk: DiskRecord, options: RestoreOptions, form: str) -> Target:
     """Look at the target without opening it for writing."""
     path = Path(options.to)
-    _refuse_repository(image.repository.store.location, path)
+    refuse_repository(image.repository.store.location, path)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -199,7 +199,7 @@ def _target(image: ImageReader, disk: DiskRecord, options: RestoreOptions, form:
     return Target(str(path), size, sector if stat.S_ISBLK(mode) else 0, blank=False)
 
 
-def _refuse_repository(location: str, path: Path) -> None:
+def refuse_repository(location: str, path: Path) -> None:
     """Refuse what the repository lies on, and what lies in it."""
     folder = Path(location)
     if not folder.exists():

@@ -53,14 +53,20 @@ class _Group(click.Group):
 _PACKAGE = "freezeframe.cli.commands"
 #: Where each command is defined.
 _COMMANDS = {
+    "attach": "attach:attach",
     "backup": "backup:command",
     "check": "repository:check",
+    "detach": "attach:detach_command",
     "disks": "disks:command",
     "doctor": "doctor:command",
+    "export": "exchange:export",
     "images": "images:images",
+    "import": "exchange:import_command",
     "init": "repository:init",
     "key": "keys:command",
+    "mount": "mount:command",
     "restore": "restore:command",
+    "serve-nbd": "nbd:command",
     "show": "images:show",
     "track": "track:command",
     "unlock": "repository:unlock",

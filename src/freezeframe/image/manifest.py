@@ -216,6 +216,17 @@ class HotProof(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where an image that was not made from a disk came from."""
+
+    #: `raw`, `qcow2`, `vmdk`, `vhdx`, …, `partclone`, `clonezilla`.
+    format: str
+    #: The files or folder it was imported from, as they were called.
+    paths: tuple[str, ...]
+    #: When they were last changed: the image's moment, as far as anybody knows.
+    modified: dt.datetime | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """All of an image but its bytes."""
 
@@ -228,6 +239,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     proof: Proof = Proof()
     #: Of online images only.
     hot: HotProof | None = None
+    #: Of imported images only.
+    origin: Origin | None = None
 
     def disk(self, name: str) -> DiskRecord | None:
         """Return the disk with that name, or that was read from that path."""
