@@ -54,7 +54,9 @@ _PACKAGE = "freezeframe.cli.commands"
 #: Where each command is defined.
 _COMMANDS = {
     "backup": "backup:command",
+    "boot": "boot:command",
     "check": "repository:check",
+    "diff": "diff:command",
     "disks": "disks:command",
     "doctor": "doctor:command",
     "images": "images:images",

@@ -188,6 +188,18 @@ class ImageReader:
         size = min(SEGMENT, disk.size - base)
         return _assemble([base], [self._segment(node.name, files, size, self._used_file(files))])
 
+    def segment_tree(self, disk: DiskRecord, number: int) -> str:
+        """Return the id of a segment's folder: where two images have the same, so is the segment.
+
+        Raises `RepositoryDamaged` where it is not there.
+        """
+        return self._node(self._segment_folders(disk), segment_name(number)).subtree or ""
+
+    def segment_parts(self, disk: DiskRecord, number: int) -> SegmentParts:
+        """Return one segment as it lies in the repository. Errors as `segment_blobs`."""
+        node = self._node(self._segment_folders(disk), segment_name(number))
+        return self._segment_parts(node, min(SEGMENT, disk.size - number * SEGMENT))
+
     def _segment_folders(self, disk: DiskRecord) -> dict[str, Node]:
         if disk.name not in self._folders:
             self._folders[disk.name] = self._subtree(self._subtree(self._root, "disks"), disk.name)

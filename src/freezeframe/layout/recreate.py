@@ -6,7 +6,7 @@ another size asks for: the backup GPT belongs at the end, and the last partition
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freezeframe.block.base import Writer
 from freezeframe.block.open import open_target
@@ -70,7 +70,7 @@ class RecreatePlan:
         if self.growth:
             old, new = self.growth.old_stop, self.growth.new_stop
             lines.append(
-                f"grow partition {self.growth.number} from"
+                f"{'grow' if new > old else 'shrink'} partition {self.growth.number} from"
                 f" {human_size(old - self.growth.start)} to {human_size(new - self.growth.start)}"
             )
         if self.filesystem:
@@ -87,6 +87,7 @@ def plan_recreate(
     grow: bool,
     last_filesystem: str,
     content_end: int = 0,
+    shrunk: Growth | None = None,
 ) -> RecreatePlan:
     """Decide how a disk's tables are fitted to a target.
 
@@ -94,7 +95,8 @@ def plan_recreate(
     bytes; 0 for a raw file, which takes any. `last_filesystem` is what the used map calls
     the content of the last partition by offset (of the whole disk where there is no
     table). `content_end` is where the content of a disk without a table ends, in bytes:
-    only if it is known can such a disk become smaller.
+    only if it is known can such a disk become smaller. `shrunk` is a partition that gets an
+    earlier end, and whose content the caller writes: `used` holds nothing of it.
 
     Raises `TargetUnsuitable` where the target cannot take the disk, with the reason. Of
     `layout`, pieces and `used_outside` do not matter.
@@ -105,13 +107,15 @@ def plan_recreate(
             f" the target's have {target_sector}",
             hint="choose a target with the same sectors, or restore to a raw file",
         )
+    if shrunk is not None:
+        layout = _with_end(layout, shrunk)
     _check_room(layout, used, target_size, content_end)
-    growth, remarks = _plan_growth(layout, target_size) if grow else (None, [])
+    growth, remarks = _plan_growth(layout, target_size) if grow else (shrunk, [])
     resized = target_size != layout.size
     gpt = layout.table in (Table.GPT, Table.HYBRID)
     fit = growth is not None or (layout.table is not Table.NONE and _must_fit(layout, target_size))
     kind, at = "", (0, 0)
-    if growth is not None:
+    if growth is not None and growth is not shrunk:
         kind, at = last_filesystem, (growth.start, growth.new_stop - growth.start)
     elif grow and layout.table is Table.NONE and target_size > layout.size:
         kind, at = last_filesystem, (0, target_size)
@@ -124,19 +128,33 @@ def plan_recreate(
     write = used.clip(0, target_size)
     if resized and gpt and target_size < layout.size:
         write = write - _backup_table(layout)
+    clear = _signatures(layout, growth, target_size) - write
+    if shrunk is not None:
+        clear = clear - Extents.single(shrunk.start, shrunk.new_stop)
     return RecreatePlan(
         table=layout.table,
         sector=layout.sector,
         old_size=layout.size,
         target_size=target_size,
         write=write,
-        clear=_signatures(layout, growth, target_size) - write,
+        clear=clear,
         fit=fit,
         growth=growth,
         filesystem=kind,
         filesystem_at=at if kind else (0, 0),
         remarks=tuple(remarks),
     )
+
+
+def _with_end(layout: DiskLayout, growth: Growth) -> DiskLayout:
+    """Return a layout as it will be when a partition has its new end."""
+    regions = tuple(
+        replace(region, length=growth.new_stop - region.start)
+        if region.role is Role.PARTITION and region.number == growth.number
+        else region
+        for region in layout.regions
+    )
+    return replace(layout, regions=regions)
 
 
 def _must_fit(layout: DiskLayout, target_size: int) -> bool:
@@ -162,13 +180,13 @@ def _check_room(layout: DiskLayout, used: Extents, target_size: int, content_end
             )
         _check_before(used, max(content_end, used.end), target_size, sizes)
         return
-    limit = _last_usable(layout, target_size)
+    limit = last_usable(layout, target_size)
     for part in layout.partitions:
         if part.stop > limit:
             raise TargetUnsuitable(
                 f"{sizes}: partition {part.number} ends at {human_size(part.stop)},"
                 f" beyond the {human_size(max(limit, 0))} there is room for",
-                hint="shrink the partition and make another image, or choose a larger target",
+                hint="add --shrink, which makes a filesystem smaller, or choose a larger target",
             )
     if layout.table is not Table.MBR and any(
         r.type_name == PRIMARY + DAMAGED for r in layout.regions
@@ -195,7 +213,7 @@ def _backup_table(layout: DiskLayout) -> Extents:
     return Extents.of((r.start, r.stop) for r in layout.regions if r.type_name.startswith(BACKUP))
 
 
-def _last_usable(layout: DiskLayout, size: int) -> int:
+def last_usable(layout: DiskLayout, size: int) -> int:
     """Return the byte where partitions must end on a disk of `size` bytes."""
     if layout.table is Table.MBR:
         return min(align_down(size, layout.sector), structs.MBR_MAX_SECTOR * layout.sector)
@@ -234,7 +252,7 @@ def _plan_growth(layout: DiskLayout, target_size: int) -> tuple[Growth | None, l
 
 
 def _growth_limit(layout: DiskLayout, part: Region, target_size: int) -> int:
-    limit = _last_usable(layout, target_size)
+    limit = last_usable(layout, target_size)
     for region in layout.regions:
         if (
             region.start >= part.stop
