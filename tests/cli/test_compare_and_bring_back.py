@@ -85,7 +85,7 @@ def test_only_what_differs_is_written(program: Program, disk: Path, tmp_path: Pa
         at = file.read().index(b"line 4\n" * 1000)
     overwrite(target, at, b"damaged")
     overwrite(target, 33 * MIB + 4086, b"NOSPACE")
-    overwrite(target, 40 * MIB, b"nobody's")
+    overwrite(target, 38 * MIB, b"nobody's")
     before = target.stat().st_mtime_ns
     plan = program(*restore[:-1], "--dry-run").out
     assert "2 of " in plan
@@ -96,7 +96,7 @@ def test_only_what_differs_is_written(program: Program, disk: Path, tmp_path: Pa
     assert 0 < int(str(told["bytes"])) <= 2 * MIB
     program("verify", "latest", "--against", target)
     with target.open("rb") as file:
-        file.seek(40 * MIB)
+        file.seek(38 * MIB)
         assert file.read(8) == b"nobody's"
 
 
@@ -123,6 +123,7 @@ def test_an_ext4_goes_to_half_the_size_without_root(program: Program, tmp_path: 
     files = make_files(tmp_path / "many", count=8)
     disk = make_disk(tmp_path / "disk.raw", files)
     subprocess.run(["sfdisk", "-q", "--delete", disk, "2"], check=True)
+    overwrite(disk, 33 * MIB, bytes(8 * MIB))
     program("init")
     program("backup", "--offline", disk)
     half = tmp_path / "half.raw"
@@ -159,7 +160,6 @@ def test_what_cannot_be_made_smaller(program: Program, disk: Path, tmp_path: Pat
     program("init")
     program("backup", "--offline", disk)
     new = ("restore", "latest", "--to", tmp_path / "new.raw", "--shrink", "--yes")
-    assert "partition 2 does not fit" in program(*new, "--size", str(36 * MIB), code=1).err
-    assert "none is moved" in program(*new, "--size", str(20 * MIB), code=1).err
+    assert "partition 2 does not fit" in program(*new, "--size", str(12 * MIB), code=1).err
     # Nothing to do: all that counts ends before the target's end.
     program(*new, "--size", str(44 * MIB))

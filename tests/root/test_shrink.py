@@ -112,6 +112,51 @@ def test_half_the_size_with_its_files(tmp_path: Path, kind: str, table: str, dev
             assert sums(folder) == wanted
 
 
+@pytest.mark.parametrize("label", ["gpt", "dos"])
+def test_what_lies_behind_moves_as_it_is(tmp_path: Path, label: str) -> None:
+    """The layout most installers make: the root, and swap behind it."""
+    rows = "size=100MiB\nsize=20MiB, type=swap\nsize=30MiB\n"
+    source = make_table(tmp_path / "source", 160 * MIB, f"label: {label}\n{rows}")
+    before = sfdisk_partitions(source)
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    wanted = []
+    for part in (before[0], before[2]):
+        with attached(source, offset=part["start"], size=part["length"]) as loop:
+            run(("mkfs.ext4", "-q", loop))
+            with mounted_device(loop, "ext4", folder, read_only=False):
+                fill(folder)
+                # The last one is too full to become smaller itself.
+                if part is before[2]:
+                    (folder / "file large").write_bytes(random.Random(1).randbytes(12 * MIB))
+                wanted.append(sums(folder))
+    with attached(source, offset=before[1]["start"], size=before[1]["length"]) as loop:
+        run(("mkswap", "-q", "-U", "11112222-3333-4444-8555-666677778888", loop))
+    client = Client(tmp_path / "repository")
+    client.run("init")
+    client.run("backup", "--offline", str(source))
+    target = tmp_path / "target"
+    target.write_bytes(b"\xa5" * (120 * MIB))
+    with attached(target) as loop:
+        told = client.run("restore", "latest", "--shrink", "--to", loop, "--yes").stdout
+    assert "move partition 2 from 101.0 MiB" in told
+    after = sfdisk_partitions(target)
+    assert [p["uuid"] for p in after] == [p["uuid"] for p in before]
+    assert [p["length"] for p in after[1:]] == [p["length"] for p in before[1:]]
+    if label == "gpt":
+        assert b"No problems found" in run(("sgdisk", "-v", str(target))).stdout
+    run(("sfdisk", "--verify", str(target)))
+    for part, files in zip((after[0], after[2]), wanted, strict=True):
+        with attached(target, offset=part["start"], size=part["length"]) as loop:
+            run(("e2fsck", "-f", "-n", loop))
+            with mounted_device(loop, "ext4", folder, read_only=True):
+                assert sums(folder) == files
+    with attached(target, offset=after[1]["start"], size=after[1]["length"]) as loop:
+        told = run(("blkid", "-p", "-o", "export", loop)).stdout.decode()
+    assert "TYPE=swap" in told
+    assert "11112222-3333-4444-8555-666677778888" in told
+
+
 def test_a_single_partition_and_a_device_that_stays_as_it_is(tmp_path: Path) -> None:
     client = Client(tmp_path / "repository")
     client.run("init")

@@ -17,7 +17,7 @@ from freezeframe.image.manifest import DiskRecord
 from freezeframe.image.reader import DiskBlobs, ImageReader
 from freezeframe.restore.execute import execute_restore, finish_restore
 from freezeframe.restore.plan import RestorePlan, Target, only_changed, plan_restore, to_zero
-from freezeframe.restore.shrink import Smaller, made_smaller, write_smaller
+from freezeframe.restore.shrink import Smaller, made_smaller, write_moved, write_smaller
 from freezeframe.restore.survey import survey
 from freezeframe.system.holders import lies_on
 from freezeframe.system.run import run
@@ -200,6 +200,15 @@ def _write(
         smaller,
         writer,
         plan.shrink.region.start - plan.start,
+        progress,
+        blank=plan.target.blank,
+        zero_unused=prepared.options.zero_unused,
+    )
+    written += write_moved(
+        plan.shrink,
+        prepared.image,
+        prepared.blobs,
+        writer,
         progress,
         blank=plan.target.blank,
         zero_unused=prepared.options.zero_unused,

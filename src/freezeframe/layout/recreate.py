@@ -18,7 +18,7 @@ from freezeframe.layout import structs
 from freezeframe.layout.base import DiskLayout, Region, Role, Table
 from freezeframe.layout.growth import NOT_GROWN, NotGrown, can_grow, grow_filesystem
 from freezeframe.layout.reread import reread_table
-from freezeframe.layout.rewrite import Growth, table_patches
+from freezeframe.layout.rewrite import Growth, Move, table_patches
 from freezeframe.layout.tiles import BACKUP, DAMAGED, PRIMARY, UNCLEAR
 from freezeframe.layout.types import GPT_TYPES_OPAQUE, MBR_TYPE_CODES_OPAQUE
 
@@ -44,6 +44,8 @@ class RecreatePlan:
     fit: bool
     #: The partition that gets a new end; None where none does.
     growth: Growth | None
+    #: Partitions that lie elsewhere from now on, their content written there by the caller.
+    moves: tuple[Move, ...]
     #: The kind of filesystem that grows, and where it will lie: (start, length) in bytes.
     filesystem: str
     filesystem_at: tuple[int, int]
@@ -73,6 +75,11 @@ class RecreatePlan:
                 f"{'grow' if new > old else 'shrink'} partition {self.growth.number} from"
                 f" {human_size(old - self.growth.start)} to {human_size(new - self.growth.start)}"
             )
+        lines += [
+            f"move partition {move.number} from {human_size(move.start)}"
+            f" to {human_size(move.new_start)}"
+            for move in self.moves
+        ]
         if self.filesystem:
             lines.append(f"grow its {self.filesystem} to {human_size(self.filesystem_at[1])}")
         return lines + [f"note: {remark}" for remark in self.remarks]
@@ -88,6 +95,7 @@ def plan_recreate(
     last_filesystem: str,
     content_end: int = 0,
     shrunk: Growth | None = None,
+    moves: tuple[Move, ...] = (),
 ) -> RecreatePlan:
     """Decide how a disk's tables are fitted to a target.
 
@@ -96,7 +104,8 @@ def plan_recreate(
     the content of the last partition by offset (of the whole disk where there is no
     table). `content_end` is where the content of a disk without a table ends, in bytes:
     only if it is known can such a disk become smaller. `shrunk` is a partition that gets an
-    earlier end, and whose content the caller writes: `used` holds nothing of it.
+    earlier end, `moves` are those behind it that move there; the caller writes their content,
+    and `used` holds nothing of them.
 
     Raises `TargetUnsuitable` where the target cannot take the disk, with the reason. Of
     `layout`, pieces and `used_outside` do not matter.
@@ -108,7 +117,7 @@ def plan_recreate(
             hint="choose a target with the same sectors, or restore to a raw file",
         )
     if shrunk is not None:
-        layout = _with_end(layout, shrunk)
+        layout = _rearranged(layout, shrunk, moves)
     _check_room(layout, used, target_size, content_end)
     growth, remarks = _plan_growth(layout, target_size) if grow else (shrunk, [])
     resized = target_size != layout.size
@@ -130,7 +139,8 @@ def plan_recreate(
         write = write - _backup_table(layout)
     clear = _signatures(layout, growth, target_size) - write
     if shrunk is not None:
-        clear = clear - Extents.single(shrunk.start, shrunk.new_stop)
+        placed = [(move.new_start, move.new_start + move.length) for move in moves]
+        clear = clear - Extents.of([(shrunk.start, shrunk.new_stop), *placed])
     return RecreatePlan(
         table=layout.table,
         sector=layout.sector,
@@ -140,21 +150,26 @@ def plan_recreate(
         clear=clear,
         fit=fit,
         growth=growth,
+        moves=moves,
         filesystem=kind,
         filesystem_at=at if kind else (0, 0),
         remarks=tuple(remarks),
     )
 
 
-def _with_end(layout: DiskLayout, growth: Growth) -> DiskLayout:
-    """Return a layout as it will be when a partition has its new end."""
-    regions = tuple(
-        replace(region, length=growth.new_stop - region.start)
-        if region.role is Role.PARTITION and region.number == growth.number
-        else region
-        for region in layout.regions
-    )
-    return replace(layout, regions=regions)
+def _rearranged(layout: DiskLayout, growth: Growth, moves: tuple[Move, ...]) -> DiskLayout:
+    """Return a layout as it will be when its partitions have their new places."""
+    starts = {move.number: move.new_start for move in moves}
+
+    def placed(region: Region) -> Region:
+        if region.role is not Role.PARTITION:
+            return region
+        if region.number == growth.number:
+            return replace(region, length=growth.new_stop - region.start)
+        return replace(region, start=starts.get(region.number, region.start))
+
+    regions = sorted(map(placed, layout.regions), key=lambda region: region.start)
+    return replace(layout, regions=tuple(regions))
 
 
 def _must_fit(layout: DiskLayout, target_size: int) -> bool:
@@ -323,7 +338,7 @@ def execute_recreate(plan: RecreatePlan, path: str, progress: Progress) -> tuple
 def _fit(plan: RecreatePlan, target: Writer) -> None:
     if not plan.fit:
         return
-    groups = table_patches(target, plan.is_gpt, plan.sector, plan.old_size, plan.growth)
+    groups = table_patches(target, plan.is_gpt, plan.sector, plan.old_size, plan.growth, plan.moves)
     for group in groups:
         for patch in group:
             target.write_at(patch.offset, patch.data)

@@ -120,8 +120,8 @@ def plan_restore(
     shrink = plan_shrink(disk, region, target.size, scratch) if scratch else None
     write = blobs.used
     if shrink is not None:
-        taken = shrink.region
-        write = write - Extents.single(taken.start, taken.start + taken.length)
+        # Nor what lay between them, where something else will lie.
+        write = write - shrink.taken - shrink.placed
     recreate = None
     start = 0
     if region is None:
@@ -134,6 +134,7 @@ def plan_restore(
             last_filesystem=_last_filesystem(disk),
             content_end=_content_end(disk) if shrink is None else shrink.length,
             shrunk=shrink.growth if shrink is not None else None,
+            moves=shrink.moves if shrink is not None else (),
         )
         write = recreate.write
     else:
@@ -144,8 +145,7 @@ def plan_restore(
     occupied = write.shift(-start)
     if shrink is not None:
         # What becomes of the unused part of that is decided when it is written.
-        first = shrink.region.start - start
-        occupied = occupied | Extents.single(first, first + shrink.length)
+        occupied = occupied | shrink.placed.shift(-start)
     rest = occupied.complement(target.size)
     if target.blank:
         zero = Extents.empty()

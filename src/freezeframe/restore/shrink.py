@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from freezeframe.block.base import Reader, Writer
@@ -20,13 +20,13 @@ from freezeframe.block.window import Window
 from freezeframe.core.errors import TargetUnsuitable
 from freezeframe.core.extents import Extents
 from freezeframe.core.progress import Progress
-from freezeframe.core.units import MIB, align_down, human_size
+from freezeframe.core.units import MIB, align_down, align_up, human_size
 from freezeframe.fs.detect import used_map
 from freezeframe.image.manifest import DiskRecord, RegionRecord
 from freezeframe.image.reader import DiskBlobs, ImageReader
 from freezeframe.layout.base import Role, Table
 from freezeframe.layout.recreate import last_usable
-from freezeframe.layout.rewrite import Growth
+from freezeframe.layout.rewrite import Growth, Move
 from freezeframe.layout.shrink import can_shrink, shrink_filesystem, why_not
 from freezeframe.layout.types import GPT_TYPES_OPAQUE, MBR_TYPE_CODES_OPAQUE
 from freezeframe.restore.layouts import layout_of
@@ -37,6 +37,8 @@ SIGNATURES = MIB
 #: A filesystem needs room for its own structures and for moving things: this share of what
 #: it uses, at least. Its tools know better, and are asked before the target is touched.
 _SPARE = 32
+#: What works wherever its partition begins. NTFS and FAT know the place they were made at.
+_MOVABLE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "swap", "luks1", "luks2", "lvm2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,30 @@ class Shrink:
     length: int
     #: Where the private copy is made.
     scratch: str
+    #: The partitions behind it, which move there as they are.
+    moved: tuple[RegionRecord, ...] = ()
+
+    @property
+    def by(self) -> int:
+        """How far those move, in bytes."""
+        return self.region.length - self.length
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """Where they begin then."""
+        return tuple(Move(r.number, r.start, r.start - self.by, r.length) for r in self.moved)
+
+    @property
+    def taken(self) -> Extents:
+        """All that is not written where it was, in bytes of the disk."""
+        return Extents.of((r.start, r.start + r.length) for r in (self.region, *self.moved))
+
+    @property
+    def placed(self) -> Extents:
+        """Where it is written instead, in bytes of the disk."""
+        region = self.region
+        spans = [(move.new_start, move.new_start + move.length) for move in self.moves]
+        return Extents.of([(region.start, region.start + self.length), *spans])
 
     @property
     def growth(self) -> Growth | None:
@@ -90,24 +116,56 @@ def plan_shrink(
             return None
         return _checked(whole, align_down(target_size, MIB), scratch)
     limit = last_usable(layout_of(disk), target_size)
-    parts = [r for r in disk.regions if r.role == Role.PARTITION]
-    beyond = [r for r in parts if r.start + r.length > limit]
-    if not beyond:
+    parts = sorted((r for r in disk.regions if r.role == Role.PARTITION), key=lambda r: r.start)
+    if not parts or (end := max(r.start + r.length for r in parts)) <= limit:
         return None
-    if len(beyond) > 1:
-        numbers = " and ".join(str(r.number) for r in beyond)
-        raise TargetUnsuitable(
-            f"partitions {numbers} reach beyond the {human_size(max(limit, 0))} there is room"
-            " for: only the last one of a disk can be made smaller, none is moved",
-            hint="choose a larger target, or restore the partitions one by one",
-        )
-    return _checked(beyond[0], align_down(limit, MIB) - beyond[0].start, scratch)
+    return _choose(disk, parts, limit, end, scratch)
+
+
+def _choose(
+    disk: DiskRecord, parts: list[RegionRecord], limit: int, end: int, scratch: str
+) -> Shrink:
+    """Choose the last partition that can be made so much smaller that all end before `limit`.
+
+    Those behind it move by as much. Raises `TargetUnsuitable` where there is none, with the
+    reason why it is not the last one.
+    """
+    last = parts[-1]
+    by = align_up(end - limit, MIB)
+    refused: TargetUnsuitable | None = None
+    moved: list[RegionRecord] = []
+    for region in reversed(parts):
+        length = align_down(limit, MIB) - last.start if region is last else region.length - by
+        try:
+            return replace(_checked(region, length, scratch), moved=tuple(moved))
+        except TargetUnsuitable as error:
+            refused = refused or error
+        if why := _why_not_moved(disk, region):
+            refused = TargetUnsuitable(f"{refused.message}; {why}", hint=refused.hint)
+            break
+        moved.insert(0, region)
+    assert refused is not None
+    raise refused
+
+
+def _why_not_moved(disk: DiskRecord, region: RegionRecord) -> str:
+    """Say why a partition stays where it is; nothing where it can be moved."""
+    name = f"partition {region.number} cannot be moved"
+    if disk.table == Table.HYBRID or (disk.table == Table.MBR and region.number > 4):
+        return f"{name}: its table has more than one entry for it"
+    if _opaque(region) or region.content not in _MOVABLE:
+        return f"{name}: {region.content or 'its content'} may know where it lies"
+    return ""
+
+
+def _opaque(region: RegionRecord) -> bool:
+    return region.type_code in GPT_TYPES_OPAQUE | MBR_TYPE_CODES_OPAQUE
 
 
 def _checked(region: RegionRecord, length: int, scratch: str) -> Shrink:
     """Return the plan for one region. Raises `TargetUnsuitable` where it cannot become so small."""
     name = f"partition {region.number}" if region.number else "the disk's content"
-    opaque = region.type_code in GPT_TYPES_OPAQUE | MBR_TYPE_CODES_OPAQUE
+    opaque = _opaque(region)
     if opaque or not can_shrink(region.content):
         reason = "it is no filesystem" if opaque else why_not(region.content)
         raise TargetUnsuitable(
@@ -193,10 +251,44 @@ def write_smaller(
             length = min(MIB, stop - at)
             target.write_at(offset + at, part.reader.read_at(at, length))
             progress.advance(length)
-    if blank:
-        return data.total
+    if not blank:
+        _zero_around(part.used, data, size, target, offset, zero_unused=zero_unused)
+    return data.total
+
+
+def write_moved(
+    shrink: Shrink,
+    image: ImageReader,
+    blobs: DiskBlobs,
+    target: Writer,
+    progress: Progress,
+    *,
+    blank: bool,
+    zero_unused: bool = False,
+) -> int:
+    """Write the partitions behind it to their new places; return how many bytes of data."""
+    written = 0
+    for region in shrink.moved:
+        used = blobs.used.clip(region.start, region.start + region.length)
+        data = used - blobs.zero_extents()
+        progress.start(f"write partition {region.number}", data.total)
+        write_blobs(data, shrink.by, image, blobs, target, progress)
+        written += data.total
+        if not blank:
+            inside, there = used.shift(-region.start), data.shift(-region.start)
+            offset = region.start - shrink.by
+            _zero_around(inside, there, region.length, target, offset, zero_unused=zero_unused)
+    return written
+
+
+def _zero_around(
+    used: Extents, data: Extents, size: int, target: Writer, offset: int, *, zero_unused: bool
+) -> None:
+    """Make zeros of what is in use and holds nothing, and of where old signatures could be.
+
+    `used` and `data` in bytes of a partition of `size` bytes at byte `offset` of the target.
+    """
     edges = Extents.of([(0, min(SIGNATURES, size)), (max(size - SIGNATURES, 0), size)])
-    zero = part.used | (Extents.single(0, size) if zero_unused else edges)
+    zero = used | (Extents.single(0, size) if zero_unused else edges)
     for start, stop in zero - data:
         target.zero(offset + start, stop - start)
-    return data.total
