@@ -105,7 +105,7 @@ def plan_recreate(
     table). `content_end` is where the content of a disk without a table ends, in bytes:
     only if it is known can such a disk become smaller. `shrunk` is a partition that gets an
     earlier end, `moves` are those behind it that move there; the caller writes their content,
-    and `used` holds nothing of them.
+    `used` holds nothing of them, and nothing of their places is to be cleared.
 
     Raises `TargetUnsuitable` where the target cannot take the disk, with the reason. Of
     `layout`, pieces and `used_outside` do not matter.
@@ -137,17 +137,13 @@ def plan_recreate(
     write = used.clip(0, target_size)
     if resized and gpt and target_size < layout.size:
         write = write - _backup_table(layout)
-    clear = _signatures(layout, growth, target_size) - write
-    if shrunk is not None:
-        placed = [(move.new_start, move.new_start + move.length) for move in moves]
-        clear = clear - Extents.of([(shrunk.start, shrunk.new_stop), *placed])
     return RecreatePlan(
         table=layout.table,
         sector=layout.sector,
         old_size=layout.size,
         target_size=target_size,
         write=write,
-        clear=clear,
+        clear=_signatures(layout, growth, target_size) - write,
         fit=fit,
         growth=growth,
         moves=moves,

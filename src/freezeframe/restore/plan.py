@@ -137,6 +137,9 @@ def plan_restore(
             moves=shrink.moves if shrink is not None else (),
         )
         write = recreate.write
+        if shrink is not None:
+            # Written before the table is fitted, as all the rest.
+            recreate = replace(recreate, clear=recreate.clear - shrink.placed)
     else:
         start = region.start
         write = write.clip(start, start + region.length)

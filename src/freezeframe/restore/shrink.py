@@ -87,7 +87,8 @@ class Shrink:
     def describe(self) -> list[str]:
         """Say in sentences what is going to happen, in order."""
         region = self.region
-        what = f"the {region.content} of partition {region.number}" if region.number else "it"
+        of = f" of partition {region.number}" if region.number else ""
+        what = f"the {region.content}{of}"
         return [
             f"copy {what} ({human_size(region.used)}) into a private file in {self.scratch}",
             f"make it smaller there: from {human_size(region.length)} to"
