@@ -19,7 +19,7 @@ from freezeframe.testing.proof import check_filesystems
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
 MIB = 1 << 20
-CHECK = ("--check", "--accelerator", "emulation", "--memory", "1G", "--json", "--timeout", "240")
+CHECK = ("--check", "--accelerator", "emulation", "--memory", "1G", "--json", "--timeout", "500")
 
 
 @pytest.fixture(scope="module")
