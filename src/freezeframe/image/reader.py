@@ -130,6 +130,8 @@ class ImageReader:
         self.snapshot = snapshot
         self.blobs = BlobReader(repository, index)
         self._root = self._tree(bytes.fromhex(snapshot.tree))
+        #: Each disk's segments, by its name: listed once.
+        self._folders: dict[str, dict[str, Node]] = {}
         self.manifest: Manifest = manifests.decode(
             self._content(self._node(self._root, manifests.NAME), manifests.LARGEST),
             snapshot.short_id,
@@ -149,7 +151,7 @@ class ImageReader:
         disk's size; or tells `on_damage` of each such segment and leaves it out.
         """
         try:
-            folders = self._subtree(self._subtree(self._root, "disks"), disk.name)
+            folders = self._segment_folders(disk)
         except FreezeframeError as error:
             if on_damage is None:
                 raise
@@ -175,6 +177,22 @@ class ImageReader:
             segments.append(known[key])
         return _assemble(bases, segments)
 
+    def segment_blobs(self, disk: DiskRecord, number: int) -> DiskBlobs:
+        """Return the blobs of one segment, in bytes of the disk: for who reads but a little.
+
+        Raises `RepositoryDamaged` where its trees or blobs are missing, or do not add up.
+        """
+        base = number * SEGMENT
+        node = self._node(self._segment_folders(disk), segment_name(number))
+        files = self._folder(node)
+        size = min(SEGMENT, disk.size - base)
+        return _assemble([base], [self._segment(node.name, files, size, self._used_file(files))])
+
+    def _segment_folders(self, disk: DiskRecord) -> dict[str, Node]:
+        if disk.name not in self._folders:
+            self._folders[disk.name] = self._subtree(self._subtree(self._root, "disks"), disk.name)
+        return self._folders[disk.name]
+
     def read_group(self, blobs: DiskBlobs, first: int, stop: int) -> bytes:
         """Return the bytes of the blobs `first` to before `stop`, neighbours on the disk.
 
@@ -198,7 +216,7 @@ class ImageReader:
         Of one where anything is missing or makes no sense `on_damage` is told, and it is
         None. Raises `RepositoryDamaged` where the segments cannot even be listed.
         """
-        folders = self._subtree(self._subtree(self._root, "disks"), disk.name)
+        folders = self._segment_folders(disk)
         last: tuple[str | None, int] | None = None
         parts: SegmentParts | None = None
         for number, base in enumerate(range(0, disk.size, SEGMENT)):
