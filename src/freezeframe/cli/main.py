@@ -57,6 +57,7 @@ _COMMANDS = {
     "check": "repository:check",
     "disks": "disks:command",
     "doctor": "doctor:command",
+    "files": "files:command",
     "images": "images:images",
     "init": "repository:init",
     "key": "keys:command",
