@@ -6,9 +6,10 @@ import fnmatch
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from freezeframe.access.cache import BlobCache
 from freezeframe.access.disk import ImageDisk
@@ -18,7 +19,7 @@ from freezeframe.access.files.volumes import Volume, choose_volume, find_volumes
 from freezeframe.access.files.walk import OnError, walk
 from freezeframe.access.get import Copied, Copier
 from freezeframe.app.session import listed_images, opened_images
-from freezeframe.core.errors import FreezeframeError, TargetUnsuitable, UsageError
+from freezeframe.core.errors import FreezeframeError, NotUnderstood, TargetUnsuitable, UsageError
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import MIB
 from freezeframe.image.reader import ImageReader
@@ -64,6 +65,10 @@ def parse_where(text: str) -> Where:
     return Where(image, volume.rstrip(":"), os.fsencode(f"/{path}"))
 
 
+#: Told of a place that cannot be read, and why.
+OnProblem: TypeAlias = Callable[[str, str], None]
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """An image whose files are looked at."""
@@ -79,6 +84,29 @@ class View:
         if self.where.volume:
             return volume_tree(choose_volume(self.volumes, self.where.volume, short))
         return machine_tree(self.volumes, short)
+
+    def trees(self, on_problem: OnProblem) -> Iterator[tuple[Where, Tree]]:
+        """Give the tree that was asked for; where only an image was named, all of its trees.
+
+        That is the machine's, and each volume by itself that is not in that one.
+        """
+        if self.where.path is not None:
+            yield self.where, self.tree()
+            return
+        inside: set[Volume] = set()
+        with suppress(NotUnderstood):
+            tree = machine_tree(self.volumes, self.image.snapshot.short_id)
+            inside = set(tree.volumes.values())
+            yield self.where, tree
+        for volume in self.volumes:
+            if volume.readable and volume not in inside:
+                where = Where(self.where.image, volume.name, None)
+                try:
+                    volume.filesystem()
+                except FreezeframeError as error:
+                    on_problem(where.of(b"/"), error.message)
+                    continue
+                yield where, volume_tree(volume)
 
     def paths_of(self, volume: Volume) -> list[str]:
         """Return where the machine had a volume, as far as that is known."""
@@ -150,18 +178,16 @@ def list_folder(tree: Tree, path: bytes) -> Iterator[Listed]:
 
 
 def find_files(
-    tree: Tree, path: bytes, matches: Callable[[Place], bool], on_error: OnError
+    tree: Tree, start: Place, matches: Callable[[Place], bool], on_error: OnError
 ) -> Iterator[Place]:
-    """Give all files below a path that match."""
-    for place in walk(tree, tree.resolve(path), on_error):
+    """Give a file and all below it, those that match."""
+    for place in walk(tree, start, on_error):
         if matches(place):
             yield place
 
 
 #: Told of a file that was found, and how its place is written.
-OnFound = Callable[[Listed, str], None]
-#: Told of a place that cannot be read, and why.
-OnProblem = Callable[[str, str], None]
+OnFound: TypeAlias = Callable[[Listed, str], None]
 
 
 def find_all(
@@ -183,33 +209,34 @@ def find_all(
         problems += 1
         on_problem(place, reason)
 
-    def search(view: View, where: Where) -> None:
-        try:
-            tree = view.tree()
-            for place in find_files(
-                tree,
-                where.path or b"/",
-                matches,
-                lambda bad, error: tell(where.of(bad.path), error.message),
-            ):
+    def search(view: View) -> None:
+        for where, tree in view.trees(tell):
+            try:
+                start = tree.resolve(where.path or b"/")
+            except FreezeframeError as error:
+                if where.path is not None:
+                    raise
+                tell(where.of(b"/"), error.message)
+                continue
+
+            def bad(place: Place, error: FreezeframeError, where: Where = where) -> None:
+                tell(where.of(place.path), error.message)
+
+            for place in find_files(tree, start, matches, bad):
                 on_found(describe(place), where.of(place.path))
             tell_notes(tree, progress)
-        except FreezeframeError as error:
-            if wheres:
-                raise
-            tell(where.image, error.message)
 
     if wheres:
         with opened_views(repository, wheres, progress) as found:
             for view in found:
-                search(view, view.where)
+                search(view)
         return problems
     with all_views(repository, (), progress) as views:
         for short, view_or_error in views:
             if isinstance(view_or_error, FreezeframeError):
                 tell(short, view_or_error.message)
             else:
-                search(view_or_error, view_or_error.where)
+                search(view_or_error)
     return problems
 
 

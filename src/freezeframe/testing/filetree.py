@@ -12,8 +12,12 @@ import random
 import socket
 import stat as modes
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+
+from freezeframe.access.files.base import Entry, Filesystem, Node, read_range, stream
+from freezeframe.core.errors import NotUnderstood
 
 _ACL_VERSION = struct.Struct("<I")
 _ACL_ENTRY = struct.Struct("<HHI")
@@ -91,7 +95,7 @@ def _make_unix(top: Path, some: random.Random, xattr: int) -> None:
         "medium link": "y" * 120,
     }.items():
         (top / name).symlink_to(target)
-    os.symlink(b"bytes \xff", here + b"/link of bytes")
+    os.symlink(b"bytes \xff", here + b"/link of bytes")  # noqa: PTH211 - bytes
     _holes(top, some)
     (top / "attributes").write_bytes(b"attributes")
     for name, value in {
@@ -119,7 +123,11 @@ def _make_unix(top: Path, some: random.Random, xattr: int) -> None:
     (top / "large").chmod(0o4711)
     (top / "one block").chmod(0o600)
     (top / "many").chmod(0o1777)
-    for name, seconds in {"small": 1_000_000_000, "empty": -300_000_000, "large": 2_500_000_000}.items():
+    for name, seconds in {
+        "small": 1_000_000_000,
+        "empty": -300_000_000,
+        "large": 2_500_000_000,
+    }.items():
         os.utime(top / name, ns=(seconds * 10**9 + 123_456_789, seconds * 10**9 + 987_654_321))
     os.utime(top / "link", ns=(10**18, 10**18 + 1), follow_symlinks=False)
 
@@ -139,6 +147,14 @@ def _holes(top: Path, some: random.Random) -> None:
         file.write(some.randbytes(_BLOCK))
 
 
+def whole_seconds(top: Path) -> None:
+    """Cut the times of all files to seconds: tools that copy into an image keep no more."""
+    for path in sorted(_below(os.fsencode(top)), reverse=True):
+        stat = os.lstat(path)
+        seconds = stat.st_mtime_ns // 10**9 * 10**9
+        os.utime(path, ns=(seconds, seconds), follow_symlinks=False)
+
+
 def facts(top: bytes, *, unix: bool = True) -> dict[bytes, tuple[object, ...]]:
     """Return what the kernel says of each file below a folder, by its path."""
     first_names: dict[tuple[int, int], bytes] = {}
@@ -151,9 +167,11 @@ def facts(top: bytes, *, unix: bool = True) -> dict[bytes, tuple[object, ...]]:
             row += [stat.st_size, digest(path)]
         if unix:
             row += [stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime_ns, stat.st_rdev]
-            row.append({key: os.getxattr(path, key, follow_symlinks=False) for key in _xattrs(path)})
+            row.append(
+                {key: os.getxattr(path, key, follow_symlinks=False) for key in _xattrs(path)}
+            )
             if modes.S_ISLNK(stat.st_mode):
-                row.append(os.readlink(path))
+                row.append(os.readlink(path))  # noqa: PTH115 - bytes
             elif not modes.S_ISDIR(stat.st_mode) and stat.st_nlink > 1:
                 row.append(first_names.setdefault((stat.st_dev, stat.st_ino), name))
         found[name] = tuple(row)
@@ -170,7 +188,7 @@ def _below(top: bytes) -> Iterator[bytes]:
     for folder, folders, files in os.walk(top):
         for name in (*folders, *files):
             if name != b"lost+found" or folder != top:
-                yield os.path.join(folder, name)
+                yield folder + b"/" + name
         if folder == top and b"lost+found" in folders:
             folders.remove(b"lost+found")
 
@@ -194,3 +212,102 @@ def data_bytes(path: str | Path) -> int:
             at = os.lseek(handle, start, os.SEEK_HOLE)
             total += at - start
         return total
+
+
+# -- the same by a reader ----------------------------------------------------------------
+
+
+def read_facts(filesystem: Filesystem, *, unix: bool = True) -> dict[bytes, tuple[object, ...]]:
+    """Return what a reader says of each file, in the rows of `facts`."""
+    first_names: dict[Hashable, bytes] = {}
+    found: dict[bytes, tuple[object, ...]] = {}
+    for name, node in sorted(read_below(filesystem.root), key=lambda pair: pair[0]):
+        stat = node.stat()
+        row: list[object] = [modes.S_IFMT(stat.mode)]
+        if stat.is_file:
+            content = node.content()
+            data = read_range(content, 0, content.size)
+            row += [stat.size, hashlib.sha256(data).hexdigest()]
+        if unix:
+            row += [stat.mode, stat.uid, stat.gid, stat.mtime, os.makedev(*stat.device)]
+            row.append({key.decode(): value for key, value in sorted(node.xattrs().items())})
+            if stat.is_link:
+                row.append(node.read_link())
+            elif not stat.is_folder and stat.links > 1:
+                row.append(first_names.setdefault(node.key, name))
+        found[name] = tuple(row)
+    return found
+
+
+def read_below(folder: Node, above: bytes = b"") -> Iterator[tuple[bytes, Node]]:
+    """Give all below a folder by path, but for `lost+found`."""
+    for entry in folder.entries():
+        name = above + entry.name
+        if name == b"lost+found":
+            continue
+        yield name, entry.node
+        if entry.node.stat().is_folder:
+            yield from read_below(entry.node, name + b"/")
+
+
+def differences(
+    wanted: Mapping[bytes, tuple[object, ...]], found: Mapping[bytes, tuple[object, ...]]
+) -> list[str]:
+    """Return what differs, a line each."""
+    return [
+        f"{name!r}: {wanted.get(name)} is {found.get(name)}"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+
+
+def check_reader(
+    filesystem: Filesystem, wanted: Mapping[bytes, tuple[object, ...]], *, unix: bool = True
+) -> None:
+    """Hold a reader to what the room promises: the contract every filesystem's reader passes.
+
+    `wanted` is what the kernel said (`facts`) of the same files.
+    """
+    assert differences(wanted, read_facts(filesystem, unix=unix)) == []
+    some = random.Random(1)
+    for name, node in read_below(filesystem.root):
+        here = filesystem.root
+        for part in name.split(b"/"):
+            below = here.lookup(part)
+            assert below is not None, name
+            here = below
+        assert here.key == node.key, name
+        stat = node.stat()
+        if stat.is_folder:
+            assert node.lookup(b"there is no such") is None
+        else:
+            _refuses(partial(_all_of, node.entries))
+        if stat.is_file:
+            _check_content(node, some)
+        else:
+            _refuses(node.content)
+        if not stat.is_link:
+            _refuses(node.read_link)
+
+
+def _all_of(make: Callable[[], Iterator[Entry]]) -> list[Entry]:
+    return list(make())
+
+
+def _refuses(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except NotUnderstood:
+        return
+    raise AssertionError("it does not refuse what cannot be")
+
+
+def _check_content(node: Node, some: random.Random) -> None:
+    content = node.content()
+    assert content.size == node.stat().size
+    whole = bytearray(content.size)
+    for offset, data in stream(content):
+        whole[offset : offset + len(data)] = data
+    for _ in range(3):
+        start, length = some.randrange(content.size + 1), some.randrange(20_000)
+        assert read_range(content, start, length) == whole[start : start + length]

@@ -179,12 +179,15 @@ class Mapped:
         """Give what is mapped and was written."""
         filesystem, unit = self.filesystem, self.filesystem.block_size
         follow = extent_runs if self.inode.flags & _FLAG_EXTENTS else indirect_runs
-        wanted = -(-self.size // unit)
+        wanted, total = -(-self.size // unit), 0
         for first, place, count in follow(filesystem.block, self.inode.block, wanted, unit):
             if not 0 < place <= place + count <= filesystem.superblock.blocks:
                 raise NotUnderstood("a file with blocks that do not exist")
             start = first * unit
             length = min(count * unit, self.size - start)
+            total += length
+            if total > filesystem.span:
+                raise NotUnderstood("a file with more blocks than there are")
             if length > 0:
                 yield Piece(start, length, OnDisk(filesystem.reader, place * unit))
 
@@ -264,11 +267,7 @@ class ExtNode:
         unit = self.filesystem.block_size
         if own.size > self.filesystem.span:
             raise NotUnderstood("a folder larger than its filesystem")
-        read = 0
         for piece in Mapped(self.filesystem, own).pieces():
-            read += piece.length
-            if read > self.filesystem.span:
-                raise NotUnderstood("a folder larger than its filesystem")
             for at in range(0, piece.length, unit):
                 yield piece.source.read(at, min(unit, piece.length - at))
 

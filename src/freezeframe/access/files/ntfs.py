@@ -119,6 +119,10 @@ class Mapped:
         # What lies behind was never written.
         stop = min(self.stream.size, self.stream.initialized)
         packed = self.stream.flags & FLAG_COMPRESSED
+        if sum(run.length for run in self.stream.runs if run.lcn >= 0) * cluster > (
+            self.filesystem.span
+        ):
+            raise NotUnderstood("a file with more clusters than there are")
         for piece in self._units() if packed else self._runs(self.stream.runs, cluster):
             length = min(piece.length, stop - piece.start)
             if length > 0:

@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar
 
 from freezeframe.access.files import fstab
 from freezeframe.access.files.base import (
+    Content,
     Entry,
     Filesystem,
     Node,
@@ -51,6 +52,8 @@ class Place:
     node: Node
     #: Names from the tree's root on.
     names: Names
+    #: Where its filesystem is mounted: one may be in several places.
+    mount: Names
 
     @property
     def path(self) -> bytes:
@@ -98,6 +101,38 @@ class Place:
         with understood():
             found = stream(self.node.content())
         yield from _guarded(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """In the place of a filesystem that cannot be read: says why, whatever is asked."""
+
+    key: Hashable
+    error: FreezeframeError
+
+    def stat(self) -> Stat:
+        """Raise the error."""
+        raise self.error
+
+    def entries(self) -> Iterator[Entry]:
+        """Raise the error."""
+        raise self.error
+
+    def lookup(self, name: bytes) -> Node | None:  # noqa: ARG002 Node's form
+        """Raise the error."""
+        raise self.error
+
+    def read_link(self) -> bytes:
+        """Raise the error."""
+        raise self.error
+
+    def content(self) -> Content:
+        """Raise the error."""
+        raise self.error
+
+    def xattrs(self) -> Mapping[bytes, bytes]:
+        """Raise the error."""
+        raise self.error
 
 
 def _guarded(items: Iterator[Item]) -> Iterator[Item]:
@@ -149,7 +184,7 @@ class Tree:
             filesystem = mount.volume.filesystem()
             with understood():
                 node = _start(filesystem, mount.subvolume)
-            self._opened[names] = Place(mount.volume, filesystem, node, names)
+            self._opened[names] = Place(mount.volume, filesystem, node, names, names)
         return self._opened[names]
 
     def _child(self, place: Place, entry: Entry) -> Place:
@@ -157,12 +192,18 @@ class Tree:
         names = (*place.names, entry.name)
         if names in self._mounts:
             return self._mounted(names)
-        return Place(place.volume, place.filesystem, entry.node, names)
+        return Place(place.volume, place.filesystem, entry.node, names, place.mount)
 
     def entries(self, place: Place) -> Iterator[Place]:
         """Give what a folder holds."""
         for entry in place.entries():
-            yield self._child(place, entry)
+            try:
+                yield self._child(place, entry)
+            except FreezeframeError as error:
+                # What is mounted there cannot be read: that is no fault of the folder's.
+                names = (*place.names, entry.name)
+                broken = Broken(names, error)
+                yield Place(place.volume, place.filesystem, broken, names, names)
 
     def resolve(self, path: bytes, *, follow: bool = False) -> Place:
         """Find a file by its path from the root; links on the way are followed, inside the tree.
@@ -205,7 +246,7 @@ class Tree:
                 f"{_shown(path)}: there is no {_shown(name)} in {_shown(here.path)}"
                 f" ({here.volume.name})"
             )
-        return Place(here.volume, here.filesystem, node, names)
+        return Place(here.volume, here.filesystem, node, names, here.mount)
 
 
 def _shown(path: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 
-from freezeframe.access.files.tree import Place, Tree
+from freezeframe.access.files.tree import Names, Place, Tree
 from freezeframe.core.errors import FreezeframeError, NotUnderstood
 
 #: Folders in folders; a path of Linux has 4096 bytes, and no tree people made comes near this.
@@ -21,16 +21,17 @@ class Guard:
     """Ends walks that have no end: circles of folders, more names than there can be."""
 
     def __init__(self) -> None:
-        self._folders: set[tuple[str, Hashable]] = set()
+        self._folders: set[tuple[Names, Hashable]] = set()
         self._left: dict[str, int] = {}
 
     def enter(self, place: Place, depth: int) -> None:
         """Take note of a folder that is about to be listed; raises `NotUnderstood`."""
         if depth > DEEPEST:
             raise NotUnderstood(f"folders are nested deeper than {DEEPEST}")
-        if place.key in self._folders:
+        key = place.mount, place.node.key
+        if key in self._folders:
             raise NotUnderstood("the folder lies in several places: a damaged filesystem")
-        self._folders.add(place.key)
+        self._folders.add(key)
 
     def count(self, place: Place) -> None:
         """Take note of a name in a folder; raises `NotUnderstood`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from freezeframe.access.files.xfs_structs import (
     DEEPEST_TREE,
@@ -20,7 +20,8 @@ ReadBlock = Callable[[int, int], bytes]
 _POINTER = 8
 
 
-class Fork(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fork:
     """A part of an inode."""
 
     #: A `Format`.
@@ -30,7 +31,8 @@ class Fork(NamedTuple):
     raw: bytes
 
 
-class Extent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Extent:
     """Some blocks: of the file, where they lie (group and block within it), how many."""
 
     first: int
