@@ -14,7 +14,7 @@ import pytest
 from freezeframe.access.files.base import Filesystem
 from freezeframe.access.files.kinds import open_filesystem
 from freezeframe.block.open import open_source
-from freezeframe.testing.filetree import check_reader, facts, make_tree, whole_seconds
+from freezeframe.testing.filetree import check_reader, facts, make_tree, plain_times
 
 pytestmark = pytest.mark.root  # devices, other owners and `trusted.` attributes in the folder
 
@@ -26,7 +26,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files") / "tree"
     folder.mkdir()
     make_tree(folder, names=300)
-    whole_seconds(folder)
+    plain_times(folder)
     return folder
 
 
@@ -60,7 +60,6 @@ def opened(kind: str, image: Path) -> Filesystem:
     "options",
     [
         "-t ext4",
-        "-t ext4 -O inline_data -I 512",
         "-t ext4 -O bigalloc -C 65536 -b 4096",
         "-t ext4 -O meta_bg,^resize_inode,^has_journal,^metadata_csum,^64bit -b 2048",
         "-t ext3 -b 4096",

@@ -108,19 +108,15 @@ class Content(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A short content that is in memory."""
+    """A short content that is in memory; zeros follow it up to `size`."""
 
     data: bytes
-
-    @property
-    def size(self) -> int:
-        """Its length in bytes."""
-        return len(self.data)
+    size: int
 
     def pieces(self) -> Iterator[Piece]:
         """Give all of it."""
-        if self.data:
-            yield Piece(0, len(self.data), InMemory(self.data))
+        if length := min(len(self.data), self.size):
+            yield Piece(0, length, InMemory(self.data))
 
 
 class Node(Protocol):

@@ -234,7 +234,7 @@ class ExtNode:
         if own.flags & _FLAG_ENCRYPTED:
             raise NotUnderstood("it is encrypted: only its own system can read it")
         if own.flags & _FLAG_INLINE:
-            return Held(self._inline(own)[: own.size].ljust(min(own.size, 1 << 16), b"\0"))
+            return Held(self._inline(own), own.size)
         return Mapped(self.filesystem, own)
 
     def _inline(self, own: Inode) -> bytes:

@@ -257,11 +257,11 @@ class NtfsNode:
 
     def _content(self, stream: Stream | None) -> Content:
         if stream is None:
-            return Held(b"")
+            return Held(b"", 0)
         if stream.flags & FLAG_ENCRYPTED:
             raise NotUnderstood("it is encrypted: only its own system can read it")
         if stream.resident:
-            return Held(stream.value)
+            return Held(stream.value, len(stream.value))
         return Mapped(self.filesystem, stream)
 
     def _small(self, kind: int, name: str, most: int) -> bytes | None:
