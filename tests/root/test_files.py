@@ -14,6 +14,7 @@ from freezeframe.access.files.base import Filesystem
 from freezeframe.access.files.kinds import open_filesystem
 from freezeframe.block.open import open_source
 from freezeframe.core.units import MIB
+from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 from freezeframe.testing.filetree import (
     check_reader,
@@ -95,7 +96,7 @@ def test_xfs_of_version_4(tmp_path: Path) -> None:
         *(f"file{number} ---644 1 2 {tmp_path}/data" for number in range(200)),
         "link l--777 0 0 somewhere/else",
         "folder d--750 3 4",
-        f"inside ---u755 0 0 {tmp_path}/data",
+        f"inside -u-755 0 0 {tmp_path}/data",
         "device c--600 0 0 5 1",
         "$",
         "$",
@@ -200,7 +201,10 @@ def test_ntfs(tmp_path: Path, compressed: bool) -> None:
 
 def test_exfat(tmp_path: Path) -> None:
     image = make(tmp_path / "image", 160 * MIB, "mkfs.exfat")
-    with fuse_mounted(("mount.exfat-fuse",), image, tmp_path / "mounted") as folder:
+    with (
+        attached(image) as device,
+        fuse_mounted(("mount.exfat-fuse",), Path(device), tmp_path / "mounted") as folder,
+    ):
         make_tree(folder, names=400, unix=False)
         wanted = facts(os.fsencode(folder), unix=False)
     with reading("exfat", image) as filesystem:

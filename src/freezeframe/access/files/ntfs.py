@@ -277,9 +277,10 @@ class NtfsNode:
     def content(self) -> Content:
         """Return a regular file's bytes."""
         record = self._record()
-        if record.flags & RECORD_IS_FOLDER:
+        attributes = little(self._facts(record), 32, 4)
+        if self._kind(record, attributes)[0] != modes.S_IFREG:
             raise NotUnderstood("it is no regular file")
-        if little(self._facts(record), 32, 4) & IS_REPARSE_POINT:
+        if attributes & IS_REPARSE_POINT:
             data = self._small(REPARSE_POINT, "", _LARGEST_REPARSE_POINT) or b""
             raise NotUnderstood(
                 f"Windows keeps its content in a way of its own ({little(data, 0, 4):#x}): packed"
