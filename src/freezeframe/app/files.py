@@ -1,9 +1,8 @@
-"""Files of images: list, find, read and copy them, and follow one through all images."""
+"""Files of images: list, find, read and copy them."""
 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,19 +13,16 @@ from typing import TypeAlias
 from freezeframe.access.cache import BlobCache
 from freezeframe.access.disk import ImageDisk
 from freezeframe.access.files.base import STEP, Stat
-from freezeframe.access.files.tree import NoSuchFile, Place, Tree, machine_tree, volume_tree
+from freezeframe.access.files.tree import Place, Tree, machine_tree, volume_tree
 from freezeframe.access.files.volumes import Volume, choose_volume, find_volumes
 from freezeframe.access.files.walk import OnError, walk
 from freezeframe.access.get import Copied, Copier
 from freezeframe.app.session import listed_images, opened_images
 from freezeframe.core.errors import FreezeframeError, NotUnderstood, TargetUnsuitable, UsageError
 from freezeframe.core.progress import Progress
-from freezeframe.core.units import MIB
 from freezeframe.image.reader import ImageReader
 from freezeframe.repo.repository import Repository
 
-#: `history` compares the content of files up to this size; of larger ones, size and times.
-COMPARED = 64 * MIB
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -76,7 +72,6 @@ class View:
     image: ImageReader
     where: Where
     volumes: tuple[Volume, ...]
-    _cache: BlobCache
 
     def tree(self) -> Tree:
         """Return the tree that was asked for; raises `NotUnderstood` where there is none."""
@@ -135,7 +130,26 @@ def _view(image: ImageReader, where: Where, cache: BlobCache, stack: ExitStack) 
         (record, stack.enter_context(ImageDisk(image, record, cache=cache)))
         for record in image.manifest.disks
     ]
-    return View(image, where, tuple(find_volumes(disks)), cache)
+    return View(image, where, tuple(find_volumes(disks)))
+
+
+@contextmanager
+def all_views(
+    repository: Repository, names: Sequence[str], progress: Progress
+) -> Iterator[Iterator[tuple[str, View | FreezeframeError]]]:
+    """Give the named images, or all, oldest first; one that is damaged gives its error."""
+    with listed_images(repository, names, progress) as found, BlobCache() as cache:
+
+        def views() -> Iterator[tuple[str, View | FreezeframeError]]:
+            for snapshot, image in found:
+                if isinstance(image, FreezeframeError):
+                    yield snapshot.short_id, image
+                    continue
+                with ExitStack() as stack:
+                    where = Where(snapshot.short_id, "", None)
+                    yield snapshot.short_id, _view(image, where, cache, stack)
+
+        yield views()
 
 
 def tell_notes(tree: Tree, progress: Progress) -> None:
@@ -258,13 +272,14 @@ def read_file(tree: Tree, path: bytes) -> Iterator[bytes]:
         raise UsageError(f"{os.fsdecode(path)} is a folder", hint="`files get` copies folders")
     reached, size = 0, place.size()
     for offset, data in place.data():
-        yield from _zeros(offset - reached)
+        yield from zeros(offset - reached)
         yield data
         reached = offset + len(data)
-    yield from _zeros(size - reached)
+    yield from zeros(size - reached)
 
 
-def _zeros(length: int) -> Iterator[bytes]:
+def zeros(length: int) -> Iterator[bytes]:
+    """Give so many zeros, some at a time."""
     for done in range(0, length, STEP):
         yield bytes(min(STEP, length - done))
 
@@ -332,112 +347,3 @@ def _trees(views: Sequence[View]) -> Iterator[tuple[View, Tree]]:
         if key not in known:
             known[key] = view.tree()
         yield view, known[key]
-
-
-# -- through all images -----------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A file in one image."""
-
-    image: ImageReader | None
-    #: `new`, `same`, `changed`, `gone`, `absent`, `unreadable`.
-    state: str
-    stat: Stat | None = None
-    #: SHA-256 of the content, or of where a link leads; empty where it was not read.
-    digest: str = ""
-    reason: str = ""
-    #: Of an image that cannot even be opened.
-    image_id: str = ""
-
-
-@contextmanager
-def all_views(
-    repository: Repository, names: Sequence[str], progress: Progress
-) -> Iterator[Iterator[tuple[str, View | FreezeframeError]]]:
-    """Give the named images, or all, oldest first; one that is damaged gives its error."""
-    with listed_images(repository, names, progress) as found, BlobCache() as cache:
-
-        def views() -> Iterator[tuple[str, View | FreezeframeError]]:
-            for snapshot, image in found:
-                if isinstance(image, FreezeframeError):
-                    yield snapshot.short_id, image
-                    continue
-                with ExitStack() as stack:
-                    where = Where(snapshot.short_id, "", None)
-                    yield snapshot.short_id, _view(image, where, cache, stack)
-
-        yield views()
-
-
-def history(
-    repository: Repository,
-    path: bytes,
-    volume: str,
-    names: Sequence[str],
-    progress: Progress,
-    *,
-    content: bool = False,
-) -> Iterator[Version]:
-    """Follow a path through the images, oldest first.
-
-    What is called changed differs from the version before it in content; where that was not
-    read (files over 64 MiB, unless `content`), in size or time of change.
-    """
-    last: Version | None = None
-    with all_views(repository, names, progress) as views:
-        for short, view in views:
-            if isinstance(view, FreezeframeError):
-                yield Version(None, "unreadable", reason=view.message, image_id=short)
-                continue
-            version = _version(view, path, volume, last, content=content)
-            yield version
-            if version.stat is not None or version.state == "gone":
-                last = version
-
-
-def _version(
-    view: View, path: bytes, volume: str, last: Version | None, *, content: bool
-) -> Version:
-    image, short = view.image, view.image.snapshot.short_id
-    known = last is not None and last.stat is not None
-    try:
-        where = Where(short, volume, path)
-        tree = View(image, where, view.volumes, view._cache).tree()
-        place = tree.resolve(path)
-        stat = place.stat()
-        digest = _digest(place, stat, content=content)
-    except NoSuchFile:
-        return Version(image, "gone" if known else "absent", image_id=short)
-    except FreezeframeError as error:
-        return Version(image, "unreadable", reason=error.message, image_id=short)
-    state = "new"
-    if known and last is not None and last.stat is not None:
-        state = "same" if _same(last, stat, digest) else "changed"
-    return Version(image, state, stat, digest, image_id=short)
-
-
-def _same(last: Version, stat: Stat, digest: str) -> bool:
-    before = last.stat
-    if before is None or (before.mode, before.uid, before.gid) != (stat.mode, stat.uid, stat.gid):
-        return False
-    if digest and last.digest:
-        return digest == last.digest
-    return (before.size, before.mtime) == (stat.size, stat.mtime)
-
-
-def _digest(place: Place, stat: Stat, *, content: bool) -> str:
-    if stat.is_link:
-        return hashlib.sha256(place.read_link()).hexdigest()
-    if not stat.is_file or (stat.size > COMPARED and not content):
-        return ""
-    digest, reached = hashlib.sha256(), 0
-    for offset, data in place.data():
-        for part in _zeros(offset - reached):
-            digest.update(part)
-        digest.update(data)
-        reached = offset + len(data)
-    for part in _zeros(stat.size - reached):
-        digest.update(part)
-    return digest.hexdigest()
