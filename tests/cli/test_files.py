@@ -41,7 +41,7 @@ def test_looking(program: Program, disk: Path) -> None:
     program("init")
     program("backup", "--offline", disk)
     volumes = program("files", "ls", "latest").out
-    assert "disk.raw/1" in volumes
+    assert "disk.raw/p1" in volumes
     assert "ext4" in volumes
     lines = program("files", "ls", "latest:/").out.splitlines()
     assert any(
@@ -109,7 +109,13 @@ def test_copying(program: Program, disk: Path, files: Path, tmp_path: Path) -> N
     program("files", "get", "latest:/up", "-o", one)
     assert one.read_text() == "one\n"
     program("files", "get", "latest:/up", "-o", one, code=1)
+    program("files", "get", "latest:/etc/fstab", "-o", one, "--overwrite")
+    assert one.read_text().startswith("PARTLABEL")
     program("files", "get", "latest:/etc", "-o", tmp_path / "two", code=2)
+    assert (
+        "no regular file"
+        in program("files", "get", "latest:/up", "-o", "/dev/null", "--overwrite", code=1).err
+    )
     program("files", "get", "latest:/nothing", "--to", tmp_path / "three", code=1)
     assert not (tmp_path / "three").exists()
 
@@ -204,6 +210,14 @@ def test_damage_costs_the_files_it_hits(
     ended = program("files", "get", "latest:/", "--to", out, "--json", code=3)
     bad = {Path(str(r["path"])).name for r in ended.records if r["message_type"] == "error"}
     assert 1 <= len(bad) <= 2
+    # What was there is not lost to a file that cannot be read.
+    for name in bad:
+        (out / name).write_text("mine")
+    program("files", "get", "latest:/", "--to", out, "--overwrite", code=3)
+    for name in bad:
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    assert not list(out.glob(".unfinished*"))
     # Half a file is not left behind; all others are whole.
     for path in files.glob("big*"):
         copy = out / path.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,10 +13,17 @@ import pytest
 
 from freezeframe.access.files.base import Filesystem
 from freezeframe.access.files.kinds import open_filesystem
+from freezeframe.access.files.tree import volume_tree
+from freezeframe.access.files.volumes import Volume
+from freezeframe.access.get import Copier
+from freezeframe.block.memory import MemoryBlocks
 from freezeframe.block.open import open_source
+from freezeframe.core.progress import Silent
 from freezeframe.core.units import MIB
+from freezeframe.fs.base import PeerList
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run
+from freezeframe.testing.disks import Part, Recipe, make_disk
 from freezeframe.testing.filetree import (
     check_reader,
     data_bytes,
@@ -26,6 +34,7 @@ from freezeframe.testing.filetree import (
 )
 from freezeframe.testing.fsproof import fuse_mounted, loop_mounted
 from freezeframe.testing.program import Client
+from freezeframe.testing.volumes import mounted
 
 pytestmark = pytest.mark.root
 
@@ -291,3 +300,82 @@ def test_the_tree_the_machine_had(client: Client, tmp_path: Path) -> None:
     assert "/var/log" in listed
     # Both subvolumes are there by the volume's own name.
     assert client.run("files", "cat", "latest:top:/@log/messages").stdout == "log"
+
+
+def test_logical_volumes(client: Client, tmp_path: Path) -> None:
+    recipe = Recipe((Part("ext4", 64 * MIB, 2 * MIB), Part("LVM2_member", 192 * MIB, 6 * MIB)))
+    disk = make_disk(tmp_path / "disk.raw", recipe)
+    client.run("backup", "--offline", str(disk.path))
+    lines = client.run("files", "ls", "latest", "--json").stdout.splitlines()
+    names = [record["volume"] for record in map(json.loads, lines) if "volume" in record]
+    assert names[0] == "disk.raw/p1"
+    group = names[1].split("/")[0]
+    assert names[1:] == [f"{group}/root", f"{group}/home"]
+    for name, device in ((f"{group}/root", "lvm/root"), (f"/dev/{group}/home", "lvm/home")):
+        target = tmp_path / "out" / device
+        client.run("files", "get", f"latest:{name}:/", "--to", str(target))
+        with mounted(disk.path, disk.sector, disk.volume(device)) as folder:
+            wanted = facts(os.fsencode(folder))
+        assert len(wanted) > 10
+        # What was copied in may have names of its own kind: all of them are compared.
+        assert differences(wanted, facts(os.fsencode(target))) == []
+    found = client.run("files", "find", "--name", "*", "--json").stdout.splitlines()
+    assert {json.loads(line)["path"].split(":")[1] for line in found} == set(names)
+
+
+def test_whoever_is_not_root_is_told_what_is_lost(tmp_path: Path) -> None:
+    image = make(tmp_path / "image", 96 * MIB, "mkfs.ext4", "-q")
+    filled(image)
+    target = tmp_path / "out"
+    target.mkdir()
+    os.chown(target, 65534, 65534)
+    handle = os.open(target, os.O_RDONLY)
+    with reading("ext4", image) as filesystem:
+        copied = _as_nobody(filesystem, handle)
+    os.close(handle)
+    assert copied["failed"] == []
+    lost = " ".join(copied["lost"])
+    for word in ("owners", "device nodes", "trusted.", "security."):
+        assert word in lost
+    assert (target / "large").stat().st_uid == 65534
+    # Whose program it was to run as is gone: so is the right to run as them.
+    assert (target / "large").stat().st_mode & 0o7777 == 0o711
+    assert not (target / "null").exists()
+    assert os.getxattr(target / "attributes", "user.short") == b"v"
+
+
+def _as_nobody(filesystem: Filesystem, target: int) -> dict[str, list[str]]:
+    """Copy everything in a child that is nobody; return what it said."""
+    volume = Volume(
+        name="it",
+        content=filesystem.kind,
+        size=filesystem.span,
+        label="",
+        uuid="",
+        aliases=frozenset(),
+        _reader=lambda: MemoryBlocks(0),
+        _peers=PeerList,
+        _opened=filesystem,
+    )
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            copier = Copier(target, Silent())
+            tree = volume_tree(volume)
+            copier.copy(tree, tree.root(), b"")
+            said = {
+                "failed": [reason for _, reason in copier.copied.failed],
+                "lost": list(copier.copied.lost),
+            }
+            os.write(write, json.dumps(said).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = json.load(pipe)
+    os.waitpid(child, 0)
+    return dict(said)

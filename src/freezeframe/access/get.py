@@ -13,6 +13,7 @@ import stat as modes
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from freezeframe.access.files.base import Stat
 from freezeframe.access.files.tree import Place, Tree
@@ -156,18 +157,22 @@ class Copier:
         return os.open(name, _FOLDER, dir_fd=parent), ours
 
     def _file(self, place: Place, stat: Stat, parent: int, name: bytes) -> None:
-        self._make_way(parent, name)
-        handle = os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
+        # What is to be replaced stays until the new one is whole.
+        there = self._is_there(parent, name)
+        now = b".unfinished-%d-%d" % (os.getpid(), self.copied.files) if there else name
+        handle = os.open(now, _NEW_FILE, 0o600, dir_fd=parent)
         try:
             try:
                 self.fill(place, handle)
                 self._describe(handle, stat, place)
             finally:
                 os.close(handle)
+            if there:
+                os.replace(now, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:
             # Half a file is worse than none: it would pass for the whole.
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=parent)
+                os.unlink(now, dir_fd=parent)
             raise
 
     def fill(self, place: Place, handle: int) -> None:
@@ -193,17 +198,22 @@ class Copier:
         self._describe_by_name(parent, name, stat, place)
         self.copied.others += 1
 
-    def _make_way(self, parent: int, name: bytes) -> None:
-        """Remove what has the name, where that was asked for; a folder stays."""
+    def _is_there(self, parent: int, name: bytes) -> bool:
+        """Whether something has the name; raises `TargetUnsuitable` where it must not go."""
         try:
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
-            return
+            return False
         if not self._overwrite:
             raise TargetUnsuitable(_EXISTS)
         if modes.S_ISDIR(found.st_mode):
             raise TargetUnsuitable("there is a folder in its place in the target")
-        os.unlink(name, dir_fd=parent)
+        return True
+
+    def _make_way(self, parent: int, name: bytes) -> None:
+        """Remove what has the name, where that was asked for; a folder stays."""
+        if self._is_there(parent, name):
+            os.unlink(name, dir_fd=parent)
 
     def _link_to_known(self, place: Place, stat: Stat, parent: int, names: Names) -> bool:
         """Give a file that was copied already another name; False where it was not."""
@@ -257,10 +267,19 @@ class Copier:
         owned = self._own(stat, path)
         if not stat.is_link:
             mode = modes.S_IMODE(stat.mode)
-            # No link: it was made just now, in a folder that is held open.
-            os.chmod(name, mode if owned else mode & ~_SET_ID, dir_fd=parent)
+            self._set_mode(parent, name, mode if owned else mode & ~_SET_ID)
         self._attributes(place, path)
         self._times(stat, path)
+
+    def _set_mode(self, parent: int, name: bytes, mode: int) -> None:
+        """Set the mode of what is no link, even if somebody puts one in its place meanwhile."""
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            if not modes.S_ISLNK(os.fstat(handle).st_mode):
+                # Python has no fchmod for a descriptor that only names a file.
+                Path(f"/proc/self/fd/{handle}").chmod(mode)
+        finally:
+            os.close(handle)
 
     def _own(self, stat: Stat, target: int | bytes) -> bool:
         """Set the owner; False where it is another one than in the image."""

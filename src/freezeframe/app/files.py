@@ -23,7 +23,7 @@ from freezeframe.core.progress import Progress
 from freezeframe.image.reader import ImageReader
 from freezeframe.repo.repository import Repository
 
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def parse_where(text: str) -> Where:
         )
     if not colon:
         return Where(image, "", None)
-    if rest.startswith("/"):
+    # `IMAGE:/dev/sda2:/path` names a device: no machine has files in `/dev/…:/`.
+    if rest.startswith("/") and not (rest.startswith("/dev/") and ":/" in rest):
         return Where(image, "", os.fsencode(rest))
     volume, colon, path = rest.partition(":/")
     if not volume.rstrip(":"):
@@ -319,25 +320,35 @@ def copy_content(
         raise UsageError(
             f"{os.fsdecode(place.path)} is no regular file", hint="leave -o out, and name a folder"
         )
-    flags = _NEW_FILE | (os.O_TRUNC if overwrite else os.O_EXCL)
-    try:
-        handle = os.open(target, flags, 0o666)
-    except FileExistsError:
-        raise TargetUnsuitable(
-            f"{target} is there already", hint="--overwrite replaces it"
-        ) from None
+    _refuse_existing(target, overwrite=overwrite)
+    now = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
+    handle = os.open(now, _NEW_FILE, 0o666)
     copier = Copier(handle, progress)
     progress.start("copying", place.size())
     try:
-        copier.fill(place, handle)
+        try:
+            copier.fill(place, handle)
+        finally:
+            os.close(handle)
+        _refuse_existing(target, overwrite=overwrite)
+        now.replace(target)
     except BaseException:
-        target.unlink(missing_ok=True)
+        now.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(handle)
     copier.copied.files = 1
     tell_notes(tree, progress)
     return copier.copied
+
+
+def _refuse_existing(target: Path, *, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_file() or target.is_symlink():
+        raise TargetUnsuitable(
+            f"{target} is no regular file", hint="`files cat` prints a file's content"
+        )
+    if not overwrite:
+        raise TargetUnsuitable(f"{target} is there already", hint="--overwrite replaces it")
 
 
 def _trees(views: Sequence[View]) -> Iterator[tuple[View, Tree]]:

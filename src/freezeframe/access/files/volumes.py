@@ -23,7 +23,7 @@ _FROZEN = (Consistency.FROZEN, Consistency.APPLICATION)
 class Volume:
     """A volume, opened when somebody wants its files."""
 
-    #: What it is called: `sda/2`, `sdb` (a whole disk), `vg0/root` (a logical volume).
+    #: What it is called: `sda/p2`, `sdb` (a whole disk), `vg0/root` (a logical volume).
     name: str
     #: As the manifest says it: `ext4`, `ntfs`, `luks2`, `unknown`, …
     content: str
@@ -137,13 +137,14 @@ def _logical(region: RegionRecord, volume: VolumeRecord, window: Window, groups:
 
 
 def _region_name(disk: DiskRecord, region: RegionRecord) -> str:
-    return f"{disk.name}/{region.number}" if region.number else disk.name
+    return f"{disk.name}/p{region.number}" if region.number else disk.name
 
 
 def _aliases(disk: DiskRecord, region: RegionRecord) -> Iterator[str]:
     if not region.number:
         yield disk.path
         return
+    yield f"{disk.name}/{region.number}"
     yield f"{disk.path}{'p' if disk.path[-1:].isdigit() else ''}{region.number}"
     if region.uuid:
         for spelling in (region.uuid.lower(), region.uuid.upper()):
