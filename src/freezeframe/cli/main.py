@@ -59,6 +59,7 @@ _COMMANDS = {
     "diff": "diff:command",
     "disks": "disks:command",
     "doctor": "doctor:command",
+    "files": "files:command",
     "images": "images:images",
     "init": "repository:init",
     "key": "keys:command",
