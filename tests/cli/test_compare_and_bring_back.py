@@ -57,6 +57,37 @@ def test_the_regions_that_changed_are_named(program: Program, disk: Path) -> Non
     assert "partition 2" not in shown
 
 
+def test_the_files_that_changed_are_named(program: Program, disk: Path, tmp_path: Path) -> None:
+    program("init")
+    program("backup", "--offline", disk)
+    place = f"{disk}?offset={MIB}"
+    put_file(disk, "added", b"new")
+    for command in ("rm file3", "mkdir folder", "set_inode_field file4 mode 0100400"):
+        subprocess.run(["debugfs", "-w", "-R", command, place], check=True, capture_output=True)
+    subprocess.run(["debugfs", "-w", "-R", "rm file5", place], check=True, capture_output=True)
+    put_file(disk, "file5", b"another content")
+    put_file(disk, "folder/inside", b"new")
+    program("backup", "--offline", disk)
+    first = str(program("--json", "images").records[0]["id"])
+    told = program("--json", "diff", first, "latest", "--files").records
+    files = {str(r["path"]): r["change"] for r in told if r["message_type"] == "file"}
+    assert files == {
+        "/added": "+",
+        "/file3": "-",
+        "/file4": "U",
+        "/file5": "M",
+        "/folder": "+",
+        "/folder/inside": "+",
+    }
+    shown = program("diff", first, "latest", "--files").out
+    assert "U /file4 (mode)" in shown
+    assert "M /file5" in shown
+    back = program("--json", "diff", "latest", first, "--files").records
+    assert {r["path"]: r["change"] for r in back if r["message_type"] == "file"} == {
+        path: {"+": "-", "-": "+"}.get(str(mark), mark) for path, mark in files.items()
+    }
+
+
 def test_another_layout_is_told(program: Program, disk: Path, tmp_path: Path) -> None:
     program("init")
     program("backup", "--offline", disk)

@@ -70,8 +70,9 @@ def command(qemu: str, machine: Machine, folder: Path) -> list[str]:
     uefi = machine.firmware is Firmware.UEFI
     line = [
         # BIOS on the newer one does not start with an ISA graphics adapter.
-        qemu, "-machine", "q35" if uefi else "pc", *machine.accelerator.options, "-smp", str(machine.cpus),
-        "-m", str(machine.memory // MIB), "-nodefaults", "-no-reboot", "-rtc", "base=utc",
+        qemu, "-machine", "q35" if uefi else "pc", *machine.accelerator.options,
+        "-smp", str(machine.cpus), "-m", str(machine.memory // MIB),
+        "-nodefaults", "-no-reboot", "-rtc", "base=utc",
         "-device", "virtio-rng-pci",
         *(uefi_options(folder, machine.disks[0].record) if uefi else ()),
         *(("-nic", "user,model=virtio-net-pci") if machine.network else ("-nic", "none")),
