@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,18 @@ def summary(text: str) -> dict[str, object]:
     records = [json.loads(line) for line in text.splitlines()]
     found: dict[str, object] = next(r for r in records if r["message_type"] == "summary")
     return found
+
+
+def test_restored_to_half_the_size_it_boots(client: Client, tmp_path: Path) -> None:
+    images = client.images()
+    half = tmp_path / "half.raw"
+    size = machine.DISK_SIZE // 2
+    client.run("restore", images[0], "--to", str(half), "--size", str(size), "--shrink", "--yes")
+    assert half.stat().st_size == size
+    assert [check for check in check_filesystems(half) if not check.clean] == []
+    boot = boot_to_login(half, "bios")
+    assert boot.report["failed"] == "0", boot.log
+    assert int(boot.report["root-blocks"]) * int(boot.report["block-size"]) < size
 
 
 def test_a_restore_drill_of_both_kinds_is_kept_beside_the_image(client: Client) -> None:
@@ -104,18 +118,6 @@ def test_a_disk_that_starts_nothing_fails_soon_and_that_is_kept_too(
     assert "did not come up" in client.run("show", "latest").stdout
 
 
-def test_restored_to_half_the_size_it_boots(client: Client, tmp_path: Path) -> None:
-    images = client.images()
-    half = tmp_path / "half.raw"
-    size = machine.DISK_SIZE // 2
-    client.run("restore", images[0], "--to", str(half), "--size", str(size), "--shrink", "--yes")
-    assert half.stat().st_size == size
-    assert [check for check in check_filesystems(half) if not check.clean] == []
-    boot = boot_to_login(half, "bios")
-    assert boot.report["failed"] == "0", boot.log
-    assert int(boot.report["root-blocks"]) * int(boot.report["block-size"]) < size
-
-
 def test_the_trial_guest_runs_by_emulation_and_a_hanging_one_is_noticed() -> None:
     qemu = which("qemu-system-x86_64")
     assert qemu is not None
@@ -123,6 +125,29 @@ def test_the_trial_guest_runs_by_emulation_and_a_hanging_one_is_noticed() -> Non
     # Stopped before its first instruction, as one that hangs.
     assert "hung" in try_guest(qemu, ["-accel", "tcg", "-S"], patience=1)
     assert try_guest(qemu, ["-accel", "no such"], patience=10)
+
+
+def running() -> bool:
+    """Whether any machine of a freezeframe of ours runs."""
+    return subprocess.run(["pgrep", "-f", "freezeframe-boot-"], capture_output=True).returncode == 0
+
+
+def test_killed_it_leaves_no_machine(client: Client) -> None:
+    process = client.start("boot", "latest", *CHECK)
+    for _ in range(600):
+        if running():
+            break
+        time.sleep(0.1)
+    assert running()
+    process.kill()
+    process.communicate()
+    for _ in range(100):
+        if not running():
+            break
+        time.sleep(0.1)
+    assert not running()
+    for left in Path("/var/tmp").glob("freezeframe-boot-*"):
+        shutil.rmtree(left)
 
 
 def test_nothing_is_left_running(client: Client) -> None:

@@ -37,7 +37,7 @@ from freezeframe.image.drill import Drill, save_drill
 from freezeframe.image.manifest import DiskRecord
 from freezeframe.image.reader import ImageReader
 from freezeframe.system.memory import available_memory
-from freezeframe.system.run import run, search_path
+from freezeframe.system.run import run, search_path, which
 
 #: Memory of a machine, if nobody says otherwise: enough for any system without a desktop.
 _MEMORY = 2 * GIB
@@ -270,7 +270,11 @@ def _run_watched(prepared: PreparedBoot, timeout: float) -> Outcome:
         line += watch_options(folder, screen=bios)
         with (folder / "errors").open("w+b") as errors:
             machine = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=_environment()
+                _ended_with_us(line),
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env=_environment(),
             )
             try:
                 outcome = watch(machine, folder, timeout, lambda: None)
@@ -283,6 +287,12 @@ def _run_watched(prepared: PreparedBoot, timeout: float) -> Outcome:
         # It never ran: that says nothing about the image.
         raise ToolFailed("qemu-system-x86_64 …", machine.returncode, said)
     return outcome
+
+
+def _ended_with_us(line: list[str]) -> list[str]:
+    """Have a program end when this one is killed: without our disks it could do nothing more."""
+    setpriv = which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", *line] if setpriv else line
 
 
 def _environment() -> Mapping[str, str]:
@@ -320,7 +330,7 @@ def run_boot(prepared: PreparedBoot, options: BootOptions) -> float:
             line += ["-display", "none", "-vga", "std", "-serial", "mon:stdio"]
         begun = time.monotonic()
         # It has the terminal, Ctrl-C included, until it ends.
-        machine = subprocess.Popen(line, env=_environment())
+        machine = subprocess.Popen(_ended_with_us(line), env=_environment())
         try:
             code = machine.wait()
         finally:
