@@ -118,7 +118,7 @@ class ImageDisk(Closing):
                 self._segments.move_to_end(number)
                 return found
         try:
-            found = self.reader.segment(self.record, number)
+            found = self.reader.segment_parts(self.record, number)
         except FreezeframeError as error:
             base = number * SEGMENT
             raise self._unreadable(base, min(SEGMENT, self.size - base), error) from error

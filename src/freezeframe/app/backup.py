@@ -261,7 +261,11 @@ def this_host() -> Host:
     except OSError:
         system = ""
     return Host(
-        name=platform.node(), kernel=platform.release(), system=system, machine_id=machine_id
+        name=platform.node(),
+        kernel=platform.release(),
+        system=system,
+        machine_id=machine_id,
+        firmware="uefi" if Path("/sys/firmware/efi").exists() else "bios",
     )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from freezeframe.access.attach import attachments
+from freezeframe.access.boot.accelerator import why_no_kvm
+from freezeframe.access.boot.firmware import uefi_firmware
 from freezeframe.access.fuse import SUBTYPE, load_binding
 from freezeframe.app.track import disks_in_use
 from freezeframe.core.errors import FreezeframeError, TrackingUnavailable
@@ -61,6 +63,8 @@ def examine() -> list[Finding]:
         _fuse(),
         _filesystems(),
         *(_package(package) for package in packages() if _is_looked_for(package)),
+        _uefi(),
+        _accelerator(),
         _restic(),
         *hot_processing(),
         *images_in_use(),
@@ -182,6 +186,30 @@ def _package(package: Package) -> Finding:
         detail = f"{', '.join(lost)} not found; needed {package.purpose}"
         return Finding(package.name, "missing", detail, f"apt-get install {package.name}")
     return Finding(package.name, "ok", f"{', '.join(package.tools)}: {package.purpose}")
+
+
+def _uefi() -> Finding:
+    use = "to start machines with UEFI"
+    if uefi_firmware() is None:
+        return Finding("ovmf", "limited", f"not found; needed {use}", "apt-get install ovmf")
+    return Finding("ovmf", "ok", use)
+
+
+def _accelerator() -> Finding:
+    """Try KVM for real, where there is a QEMU to try it with."""
+    qemu = which("qemu-system-x86_64")
+    if qemu is None:
+        return Finding(
+            "KVM", "limited", "not tried: there is no QEMU", "apt-get install qemu-system-x86"
+        )
+    if reason := why_no_kvm(qemu):
+        return Finding(
+            "KVM",
+            "limited",
+            f"{reason}: machines are started by emulation, some ten times slower",
+            "let this machine, if it is a virtual one itself, have nested virtualisation",
+        )
+    return Finding("KVM", "ok", "a trial guest ran: machines are started at full speed")
 
 
 def _restic() -> Finding:

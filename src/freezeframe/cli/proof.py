@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import GRANULE, human_size, human_time
+from freezeframe.image.drill import Drill
 from freezeframe.image.manifest import (
     Consistency,
     DiskRecord,
@@ -101,3 +103,12 @@ def consistency_lines(manifest: Manifest, disk: DiskRecord) -> Iterator[str]:
             number = f" {region.number}" if region.number else ""
             content = f" ({region.content})" if region.content else ""
             yield f"{region.role}{number}{content}: {_MEANING.get(claim, claim.value)}"
+
+
+def drill_line(drill: Drill | FreezeframeError) -> str:
+    """Say how a restore drill ended."""
+    if isinstance(drill, FreezeframeError):
+        return f"drill: {drill.message}"
+    how = f"{drill.firmware}, {drill.accelerator}, on {drill.host}"
+    end = f"came up ({drill.sign})" if drill.passed else f"did not come up ({drill.reason})"
+    return f"drill {drill.started:%Y-%m-%d %H:%M}: {end} after {human_time(drill.seconds)}; {how}"

@@ -142,6 +142,8 @@ class Host(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     kernel: str = ""
     system: str = ""
     machine_id: str = ""
+    #: What it had been started by: `uefi` or `bios`; empty where that is not known.
+    firmware: str = ""
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):

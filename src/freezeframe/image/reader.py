@@ -187,8 +187,15 @@ class ImageReader:
             segments.append(known[key])
         return _assemble(bases, segments)
 
-    def segment(self, disk: DiskRecord, number: int) -> SegmentParts:
-        """Return one segment; offsets from its start. For who reads but a little of a disk.
+    def segment_tree(self, disk: DiskRecord, number: int) -> str:
+        """Return the id of a segment's folder: where two images have the same, so is the segment.
+
+        Raises `RepositoryDamaged` where it is not there.
+        """
+        return self._node(self._segment_folders(disk), segment_name(number)).subtree or ""
+
+    def segment_parts(self, disk: DiskRecord, number: int) -> SegmentParts:
+        """Return one segment as it lies in the repository. For who reads a little.
 
         Raises `RepositoryDamaged` where its trees or blobs are missing, or do not add up.
         """

@@ -143,7 +143,7 @@ def _text(data: bytes) -> tuple[bytes | None, bytes]:
 def _queries(data: bytes) -> list[bytes] | None:
     """Return a list of texts; None where it is none."""
     count, rest = int.from_bytes(data[:4], "big"), data[4:]
-    found = []
+    found: list[bytes] = []
     if len(data) < 4:
         return None
     while rest and len(found) < count:

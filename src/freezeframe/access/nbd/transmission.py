@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import socket
 import threading
@@ -58,7 +59,8 @@ class Transmission:
                 self._later(self._read, cookie, offset, length)
             elif command == Command.BLOCK_STATUS:
                 one = bool(flags & wire.REQUEST_ONE)
-                self._later(lambda c, o, n, one=one: self._status(c, o, n, one), *request[3:])
+                status = functools.partial(self._status, only_one=one)
+                self._later(status, cookie, offset, length)
             elif command == Command.WRITE:
                 self._swallow(length)
                 self._plain(cookie, wire.EPERM)
@@ -117,7 +119,7 @@ class Transmission:
         else:
             self._send(wire.SIMPLE_REPLY.pack(wire.SIMPLE_MAGIC, 0, cookie), data)
 
-    def _status(self, cookie: int, offset: int, length: int, only_one: bool) -> None:
+    def _status(self, cookie: int, offset: int, length: int, *, only_one: bool) -> None:
         """Tell which stretches are there."""
         if not self._agreed.allocation:
             self._failed(cookie, wire.EINVAL, "nothing was agreed on that")
