@@ -166,6 +166,13 @@ def _circumstances(disk: Disk, outputs: Path) -> list[str]:
         " the partition (`--restore_raw_file`); restic and freezeframe restore to a new raw file"
         " of the disk; partclone and freezeframe end with their data on stable storage",
         "borg: encrypted with repokey, the faster of its two modes here; the disk on stdin",
+        *machine_lines(),
+    ]
+
+
+def machine_lines() -> list[str]:
+    """Say what it was measured on, and with which versions."""
+    return [
         f"machine: {len(os.sched_getaffinity(0))} cores ({_processor()}),"
         f" {human_size(_memory_size())} of memory, Linux {platform.release()}",
         "versions: " + ", ".join(_versions()),

@@ -11,12 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 import freezeframe
 from freezeframe.app.session import index_for_writing
 from freezeframe.backup.hot.states import RegionState
 from freezeframe.backup.pipeline import Unreadable, store_chunks
 from freezeframe.backup.plan import DiskPlan, PlannedRegion, Source, plan_disks, safe_name
-from freezeframe.block.open import open_source
+from freezeframe.block.open import open_shared, open_source
 from freezeframe.core.clock import Clock, SystemClock
 from freezeframe.core.errors import FreezeframeError, SourceBusy, UsageError
 from freezeframe.core.extents import Extents
@@ -31,6 +33,7 @@ from freezeframe.image.manifest import (
     HotProof,
     Manifest,
     Mode,
+    Origin,
     Proof,
     RegionRecord,
     ShadowProof,
@@ -59,6 +62,23 @@ class BackupResult:
     unreadable: int
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an image is made of that is no disk of this machine."""
+
+    origin: Origin
+    #: The name of the machine it is of.
+    host: str
+    #: What each path that is read stands for.
+    names: Mapping[str, str]
+    #: Paths that are shown by a program of ours: nobody else writes there, whatever time it tells.
+    shown: frozenset[str]
+
+    def described(self, manifest: Manifest) -> Manifest:
+        """Return a manifest that says so."""
+        return msgspec.structs.replace(manifest, origin=self.origin, host=Host(name=self.host))
+
+
 def backup_offline(
     repository: Repository,
     paths: Sequence[str],
@@ -69,10 +89,12 @@ def backup_offline(
     threads: int | None = None,
     clock: Clock | None = None,
     granular: bool = True,
+    imported: Imported | None = None,
 ) -> BackupResult:
     """Image disks with exclusive access, all of them in one image.
 
-    `granular` is for measurements only (see `ImageWriter`).
+    `granular` is for measurements only (see `ImageWriter`). With `imported` the paths stand
+    for something else, which the manifest names.
     Raises `SourceBusy` where one is in use; whatever fails, no image appears.
     """
     if not paths:
@@ -84,7 +106,7 @@ def backup_offline(
     begun, created = clock.monotonic(), clock.now()
     with ExitStack() as stack:
         named = without_repeats(paths)
-        sources = [_open(path, stack) for path in named]
+        sources = [_open(path, stack, imported) for path in named]
         stack.enter_context(repository.lock().begun())
         index = index_for_writing(repository, progress)
         plans = plan_disks(sources, everything=everything)
@@ -115,6 +137,8 @@ def backup_offline(
             decompressed_one_in=decompress_every,
         )
         manifest = image.described(_manifest(plans, unreadable, created, proof))
+        if imported is not None:
+            manifest = imported.described(manifest)
         snapshot = image.commit(
             manifest, [plan.used for plan in plans], {plan.name: pieces(plan) for plan in plans}
         )
@@ -162,7 +186,10 @@ def _identity(path: str) -> tuple[str, int, int]:
     return "file", status.st_dev, status.st_ino
 
 
-def _open(path: str, stack: ExitStack) -> Source:
+def _open(path: str, stack: ExitStack, imported: Imported | None) -> Source:
+    if imported is not None:
+        opener = open_shared if path in imported.shown else open_source
+        return Source(stack.enter_context(opener(path)), imported.names[path])
     reader = stack.enter_context(open_source(path))
     about = describe_source(path)
     return Source(reader, as_text(Path(path).absolute()), about.model, about.serial)
@@ -234,7 +261,11 @@ def this_host() -> Host:
     except OSError:
         system = ""
     return Host(
-        name=platform.node(), kernel=platform.release(), system=system, machine_id=machine_id
+        name=platform.node(),
+        kernel=platform.release(),
+        system=system,
+        machine_id=machine_id,
+        firmware="uefi" if Path("/sys/firmware/efi").exists() else "bios",
     )
 
 

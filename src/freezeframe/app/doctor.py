@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from freezeframe.access.attach import attachments
+from freezeframe.access.boot.accelerator import why_no_kvm
+from freezeframe.access.boot.firmware import uefi_firmware
+from freezeframe.access.fuse import SUBTYPE, load_binding
 from freezeframe.app.track import disks_in_use
 from freezeframe.core.errors import FreezeframeError, TrackingUnavailable
 from freezeframe.core.units import MIB, human_size
 from freezeframe.shadow.filesystems import find_filesystems
 from freezeframe.system import sysfs
 from freezeframe.system.memory import available_memory
+from freezeframe.system.mounting import answers
+from freezeframe.system.mounts import own_mounts
 from freezeframe.system.run import run, which
 from freezeframe.system.tools import Package, packages
 from freezeframe.tracking import libbpf
@@ -56,8 +63,11 @@ def examine() -> list[Finding]:
         _fuse(),
         _filesystems(),
         *(_package(package) for package in packages() if _is_looked_for(package)),
+        _uefi(),
+        _accelerator(),
         _restic(),
         *hot_processing(),
+        *images_in_use(),
         *_not_verified(),
     ]
 
@@ -128,9 +138,12 @@ def _device_mapper() -> Finding:
 
 
 def _fuse() -> Finding:
-    if Path("/dev/fuse").exists():
-        return Finding("FUSE", "ok", "for `restic mount` of a repository")
-    return Finding("FUSE", "limited", "no `restic mount`; `restic restore` works", "modprobe fuse")
+    use = "to show images as files and devices (mount, attach)"
+    try:
+        load_binding()
+    except FreezeframeError as error:
+        return Finding("FUSE", "limited", f"{error.message}; needed {use}", error.hint)
+    return Finding("FUSE", "ok", use)
 
 
 def _filesystems() -> Finding:
@@ -173,6 +186,30 @@ def _package(package: Package) -> Finding:
         detail = f"{', '.join(lost)} not found; needed {package.purpose}"
         return Finding(package.name, "missing", detail, f"apt-get install {package.name}")
     return Finding(package.name, "ok", f"{', '.join(package.tools)}: {package.purpose}")
+
+
+def _uefi() -> Finding:
+    use = "to start machines with UEFI"
+    if uefi_firmware() is None:
+        return Finding("ovmf", "limited", f"not found; needed {use}", "apt-get install ovmf")
+    return Finding("ovmf", "ok", use)
+
+
+def _accelerator() -> Finding:
+    """Try KVM for real, where there is a QEMU to try it with."""
+    qemu = which("qemu-system-x86_64")
+    if qemu is None:
+        return Finding(
+            "KVM", "limited", "not tried: there is no QEMU", "apt-get install qemu-system-x86"
+        )
+    if reason := why_no_kvm(qemu):
+        return Finding(
+            "KVM",
+            "limited",
+            f"{reason}: machines are started by emulation, some ten times slower",
+            "let this machine, if it is a virtual one itself, have nested virtualisation",
+        )
+    return Finding("KVM", "ok", "a trial guest ran: machines are started at full speed")
 
 
 def _restic() -> Finding:
@@ -311,6 +348,44 @@ def _freezing() -> Finding:
             "nothing for an EFI partition; unmount others, or mount them read-only",
         )
     return Finding("freezing", "ok", detail)
+
+
+# -- images that are mounted or attached ------------------------------------------------
+
+
+def images_in_use() -> list[Finding]:
+    """Name mounts and devices of ours; of those that nobody serves any more, the way out."""
+    found = []
+    attached = attachments()
+    private = {each.folder for each in attached}
+    for each in own_mounts():
+        if each.kind != f"fuse.{SUBTYPE}" or each.point in private:
+            continue
+        if answers(Path(each.point)):
+            found.append(Finding("mounted images", "ok", f"at {each.point}"))
+            continue
+        found.append(
+            Finding(
+                "mounted images",
+                "limited",
+                f"at {each.point} is a mount whose process died: all in it fails",
+                f"umount -R -l {shlex.quote(each.point)}",
+            )
+        )
+    for device in attached:
+        what = f"{device.device}: {device.part} of image {device.image}"
+        if device.alive():
+            found.append(Finding("attached images", "ok", f"{what}, served by pid {device.pid}"))
+        else:
+            found.append(
+                Finding(
+                    "attached images",
+                    "limited",
+                    f"{what}, whose process died: it cannot be read any more",
+                    f"freezeframe detach {device.device}",
+                )
+            )
+    return found
 
 
 # -- what nobody has seen work ----------------------------------------------------------

@@ -53,14 +53,23 @@ class _Group(click.Group):
 _PACKAGE = "freezeframe.cli.commands"
 #: Where each command is defined.
 _COMMANDS = {
+    "attach": "attach:attach",
     "backup": "backup:command",
+    "boot": "boot:command",
     "check": "repository:check",
+    "detach": "attach:detach_command",
+    "diff": "diff:command",
     "disks": "disks:command",
     "doctor": "doctor:command",
+    "export": "exchange:export",
+    "files": "files:command",
     "images": "images:images",
+    "import": "exchange:import_command",
     "init": "repository:init",
     "key": "keys:command",
+    "mount": "mount:command",
     "restore": "restore:command",
+    "serve-nbd": "nbd:command",
     "shadow": "shadow:command",
     "show": "images:show",
     "track": "track:command",

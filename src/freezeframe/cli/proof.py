@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import GRANULE, human_size, human_time
+from freezeframe.image.drill import Drill
 from freezeframe.image.manifest import (
     Consistency,
     DiskRecord,
@@ -150,3 +152,12 @@ def shadow_detail_lines(shadow: ShadowProof) -> Iterator[str]:
         )
     for unknown in shadow.unknown:
         yield f"not looked for: {unknown}"
+
+
+def drill_line(drill: Drill | FreezeframeError) -> str:
+    """Say how a restore drill ended."""
+    if isinstance(drill, FreezeframeError):
+        return f"drill: {drill.message}"
+    how = f"{drill.firmware}, {drill.accelerator}, on {drill.host}"
+    end = f"came up ({drill.sign})" if drill.passed else f"did not come up ({drill.reason})"
+    return f"drill {drill.started:%Y-%m-%d %H:%M}: {end} after {human_time(drill.seconds)}; {how}"

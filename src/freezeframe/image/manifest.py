@@ -142,6 +142,8 @@ class Host(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     kernel: str = ""
     system: str = ""
     machine_id: str = ""
+    #: What it had been started by: `uefi` or `bios`; empty where that is not known.
+    firmware: str = ""
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,6 +277,17 @@ class ShadowProof(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     unknown: tuple[str, ...] = ()
 
 
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where an image that was not made from a disk came from."""
+
+    #: `raw`, `qcow2`, `vmdk`, `vhdx`, …, `partclone`, `clonezilla`.
+    format: str
+    #: The files or folder it was imported from, as they were called.
+    paths: tuple[str, ...]
+    #: When they were last changed: the image's moment, as far as anybody knows.
+    modified: dt.datetime | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """All of an image but its bytes."""
 
@@ -289,6 +302,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     hot: HotProof | None = None
     #: Of images with writers, or with other providers than the hot engine.
     shadow: ShadowProof | None = None
+    #: Of imported images only.
+    origin: Origin | None = None
 
     def disk(self, name: str) -> DiskRecord | None:
         """Return the disk with that name, or that was read from that path."""

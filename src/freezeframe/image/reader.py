@@ -66,13 +66,7 @@ class DiskBlobs:
 
         To be read and written in one go: a call for each granule costs more than its bytes.
         """
-        if not len(numbers):
-            return []
-        chunk = self.starts[numbers] // CHUNK
-        breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(chunk) != 0)) + 1
-        firsts = numbers[np.append(0, breaks)]
-        lasts = numbers[np.append(breaks, len(numbers)) - 1]
-        return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+        return grouped(self.starts, numbers)
 
     def touching(self, extents: Extents) -> NDArray[np.bool_]:
         """Flag the blobs that hold any byte of a set: bool, shape (n,)."""
@@ -82,6 +76,17 @@ class DiskBlobs:
         following = np.append(extents.starts, np.iinfo(np.int64).max)[first]
         flags: NDArray[np.bool_] = following < self.starts + self.lengths
         return flags
+
+
+def grouped(starts: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Join blob numbers as `DiskBlobs.groups` does; `starts` are of all blobs, in bytes."""
+    if not len(numbers):
+        return []
+    chunk = starts[numbers] // CHUNK
+    breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(chunk) != 0)) + 1
+    firsts = numbers[np.append(0, breaks)]
+    lasts = numbers[np.append(breaks, len(numbers)) - 1]
+    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,11 @@ class SegmentParts:
     #: Whether a new image may refer to the folder: all that it names is in the index.
     reusable: bool
 
+    @property
+    def size(self) -> int:
+        """Bytes of the segment."""
+        return int(self.starts[-1] + self.lengths[-1]) if len(self.starts) else 0
+
 
 #: Told of each stretch [start, stop) of a disk that cannot be known, and why.
 OnDamage = Callable[[int, int, FreezeframeError], None]
@@ -130,6 +140,8 @@ class ImageReader:
         self.snapshot = snapshot
         self.blobs = BlobReader(repository, index)
         self._root = self._tree(bytes.fromhex(snapshot.tree))
+        #: Each disk's segments, by its name: listed once.
+        self._folders: dict[str, dict[str, Node]] = {}
         self.manifest: Manifest = manifests.decode(
             self._content(self._node(self._root, manifests.NAME), manifests.LARGEST),
             snapshot.short_id,
@@ -149,7 +161,7 @@ class ImageReader:
         disk's size; or tells `on_damage` of each such segment and leaves it out.
         """
         try:
-            folders = self._subtree(self._subtree(self._root, "disks"), disk.name)
+            folders = self._segment_folders(disk)
         except FreezeframeError as error:
             if on_damage is None:
                 raise
@@ -175,6 +187,26 @@ class ImageReader:
             segments.append(known[key])
         return _assemble(bases, segments)
 
+    def segment_tree(self, disk: DiskRecord, number: int) -> str:
+        """Return the id of a segment's folder: where two images have the same, so is the segment.
+
+        Raises `RepositoryDamaged` where it is not there.
+        """
+        return self._node(self._segment_folders(disk), segment_name(number)).subtree or ""
+
+    def segment_parts(self, disk: DiskRecord, number: int) -> SegmentParts:
+        """Return one segment as it lies in the repository. For who reads a little.
+
+        Raises `RepositoryDamaged` where its trees or blobs are missing, or do not add up.
+        """
+        node = self._node(self._segment_folders(disk), segment_name(number))
+        return self._segment_parts(node, min(SEGMENT, disk.size - number * SEGMENT))
+
+    def _segment_folders(self, disk: DiskRecord) -> dict[str, Node]:
+        if disk.name not in self._folders:
+            self._folders[disk.name] = self._subtree(self._subtree(self._root, "disks"), disk.name)
+        return self._folders[disk.name]
+
     def read_group(self, blobs: DiskBlobs, first: int, stop: int) -> bytes:
         """Return the bytes of the blobs `first` to before `stop`, neighbours on the disk.
 
@@ -198,7 +230,7 @@ class ImageReader:
         Of one where anything is missing or makes no sense `on_damage` is told, and it is
         None. Raises `RepositoryDamaged` where the segments cannot even be listed.
         """
-        folders = self._subtree(self._subtree(self._root, "disks"), disk.name)
+        folders = self._segment_folders(disk)
         last: tuple[str | None, int] | None = None
         parts: SegmentParts | None = None
         for number, base in enumerate(range(0, disk.size, SEGMENT)):

@@ -18,7 +18,7 @@ from freezeframe.system.loop import attached
 from freezeframe.system.run import run
 
 #: `e2fsck -p`: nothing to do, or all repaired.
-_E2FSCK_FINE = (0, 1)
+E2FSCK_FINE = (0, 1)
 #: A daemon (udev, an indexer) may look at a fresh mount for a moment.
 _UMOUNT_TRIES = 20
 #: Where the superblock of btrfs lies, and its id in it.
@@ -106,7 +106,7 @@ def _unmount(folder: str) -> None:
 
 def _ext(device: str) -> None:
     with _left_alone("its check failed"):
-        run(("e2fsck", "-f", "-p", device), ok=_E2FSCK_FINE)
+        run(("e2fsck", "-f", "-p", device), ok=E2FSCK_FINE)
         run(("resize2fs", "-P", device))
     run(("resize2fs", device))
 
@@ -118,7 +118,12 @@ def _xfs(device: str) -> None:
         run(("xfs_growfs", "-d", folder))
 
 
-def _btrfs(device: str) -> None:
+@contextlib.contextmanager
+def mounted_btrfs(device: str) -> Iterator[str]:
+    """Mount a btrfs of one device for a moment, and have the kernel forget it afterwards.
+
+    Raises `NotGrown` where it has several devices, or the kernel has one with its id mounted.
+    """
     with open(device, "rb") as file:  # noqa: PTH123 - a device, read once
         file.seek(_BTRFS_ID_AT)
         name = str(uuid.UUID(bytes=file.read(16)))
@@ -130,12 +135,17 @@ def _btrfs(device: str) -> None:
     if Path("/sys/fs/btrfs", name).exists():
         raise NotGrown(f"btrfs {name} is mounted from another device right now")
     try:
-        with _mounted(device, "btrfs") as folder, _left_alone("the kernel refused"):
-            # It wants 256 MiB at least.
-            run(("btrfs", "filesystem", "resize", "max", folder))
+        with _mounted(device, "btrfs") as folder:
+            yield folder
     finally:
         with contextlib.suppress(FreezeframeError):
             run(("btrfs", "device", "scan", "--forget", device))
+
+
+def _btrfs(device: str) -> None:
+    with mounted_btrfs(device) as folder, _left_alone("the kernel refused"):
+        # It wants 256 MiB at least.
+        run(("btrfs", "filesystem", "resize", "max", folder))
 
 
 def _ntfs(device: str) -> None:

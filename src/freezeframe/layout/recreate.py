@@ -6,7 +6,7 @@ another size asks for: the backup GPT belongs at the end, and the last partition
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freezeframe.block.base import Writer
 from freezeframe.block.open import open_target
@@ -18,7 +18,7 @@ from freezeframe.layout import structs
 from freezeframe.layout.base import DiskLayout, Region, Role, Table
 from freezeframe.layout.growth import NOT_GROWN, NotGrown, can_grow, grow_filesystem
 from freezeframe.layout.reread import reread_table
-from freezeframe.layout.rewrite import Growth, table_patches
+from freezeframe.layout.rewrite import Growth, Move, table_patches
 from freezeframe.layout.tiles import BACKUP, DAMAGED, PRIMARY, UNCLEAR
 from freezeframe.layout.types import GPT_TYPES_OPAQUE, MBR_TYPE_CODES_OPAQUE
 
@@ -44,6 +44,8 @@ class RecreatePlan:
     fit: bool
     #: The partition that gets a new end; None where none does.
     growth: Growth | None
+    #: Partitions that lie elsewhere from now on, their content written there by the caller.
+    moves: tuple[Move, ...]
     #: The kind of filesystem that grows, and where it will lie: (start, length) in bytes.
     filesystem: str
     filesystem_at: tuple[int, int]
@@ -70,9 +72,14 @@ class RecreatePlan:
         if self.growth:
             old, new = self.growth.old_stop, self.growth.new_stop
             lines.append(
-                f"grow partition {self.growth.number} from"
+                f"{'grow' if new > old else 'shrink'} partition {self.growth.number} from"
                 f" {human_size(old - self.growth.start)} to {human_size(new - self.growth.start)}"
             )
+        lines += [
+            f"move partition {move.number} from {human_size(move.start)}"
+            f" to {human_size(move.new_start)}"
+            for move in self.moves
+        ]
         if self.filesystem:
             lines.append(f"grow its {self.filesystem} to {human_size(self.filesystem_at[1])}")
         return lines + [f"note: {remark}" for remark in self.remarks]
@@ -87,6 +94,8 @@ def plan_recreate(
     grow: bool,
     last_filesystem: str,
     content_end: int = 0,
+    shrunk: Growth | None = None,
+    moves: tuple[Move, ...] = (),
 ) -> RecreatePlan:
     """Decide how a disk's tables are fitted to a target.
 
@@ -94,7 +103,9 @@ def plan_recreate(
     bytes; 0 for a raw file, which takes any. `last_filesystem` is what the used map calls
     the content of the last partition by offset (of the whole disk where there is no
     table). `content_end` is where the content of a disk without a table ends, in bytes:
-    only if it is known can such a disk become smaller.
+    only if it is known can such a disk become smaller. `shrunk` is a partition that gets an
+    earlier end, `moves` are those behind it that move there; the caller writes their content,
+    `used` holds nothing of them, and nothing of their places is to be cleared.
 
     Raises `TargetUnsuitable` where the target cannot take the disk, with the reason. Of
     `layout`, pieces and `used_outside` do not matter.
@@ -105,13 +116,15 @@ def plan_recreate(
             f" the target's have {target_sector}",
             hint="choose a target with the same sectors, or restore to a raw file",
         )
+    if shrunk is not None:
+        layout = _rearranged(layout, shrunk, moves)
     _check_room(layout, used, target_size, content_end)
-    growth, remarks = _plan_growth(layout, target_size) if grow else (None, [])
+    growth, remarks = _plan_growth(layout, target_size) if grow else (shrunk, [])
     resized = target_size != layout.size
     gpt = layout.table in (Table.GPT, Table.HYBRID)
     fit = growth is not None or (layout.table is not Table.NONE and _must_fit(layout, target_size))
     kind, at = "", (0, 0)
-    if growth is not None:
+    if growth is not None and growth is not shrunk:
         kind, at = last_filesystem, (growth.start, growth.new_stop - growth.start)
     elif grow and layout.table is Table.NONE and target_size > layout.size:
         kind, at = last_filesystem, (0, target_size)
@@ -133,10 +146,26 @@ def plan_recreate(
         clear=_signatures(layout, growth, target_size) - write,
         fit=fit,
         growth=growth,
+        moves=moves,
         filesystem=kind,
         filesystem_at=at if kind else (0, 0),
         remarks=tuple(remarks),
     )
+
+
+def _rearranged(layout: DiskLayout, growth: Growth, moves: tuple[Move, ...]) -> DiskLayout:
+    """Return a layout as it will be when its partitions have their new places."""
+    starts = {move.number: move.new_start for move in moves}
+
+    def placed(region: Region) -> Region:
+        if region.role is not Role.PARTITION:
+            return region
+        if region.number == growth.number:
+            return replace(region, length=growth.new_stop - region.start)
+        return replace(region, start=starts.get(region.number, region.start))
+
+    regions = sorted(map(placed, layout.regions), key=lambda region: region.start)
+    return replace(layout, regions=tuple(regions))
 
 
 def _must_fit(layout: DiskLayout, target_size: int) -> bool:
@@ -162,13 +191,13 @@ def _check_room(layout: DiskLayout, used: Extents, target_size: int, content_end
             )
         _check_before(used, max(content_end, used.end), target_size, sizes)
         return
-    limit = _last_usable(layout, target_size)
+    limit = last_usable(layout, target_size)
     for part in layout.partitions:
         if part.stop > limit:
             raise TargetUnsuitable(
                 f"{sizes}: partition {part.number} ends at {human_size(part.stop)},"
                 f" beyond the {human_size(max(limit, 0))} there is room for",
-                hint="shrink the partition and make another image, or choose a larger target",
+                hint="add --shrink, which makes a filesystem smaller, or choose a larger target",
             )
     if layout.table is not Table.MBR and any(
         r.type_name == PRIMARY + DAMAGED for r in layout.regions
@@ -195,7 +224,7 @@ def _backup_table(layout: DiskLayout) -> Extents:
     return Extents.of((r.start, r.stop) for r in layout.regions if r.type_name.startswith(BACKUP))
 
 
-def _last_usable(layout: DiskLayout, size: int) -> int:
+def last_usable(layout: DiskLayout, size: int) -> int:
     """Return the byte where partitions must end on a disk of `size` bytes."""
     if layout.table is Table.MBR:
         return min(align_down(size, layout.sector), structs.MBR_MAX_SECTOR * layout.sector)
@@ -234,7 +263,7 @@ def _plan_growth(layout: DiskLayout, target_size: int) -> tuple[Growth | None, l
 
 
 def _growth_limit(layout: DiskLayout, part: Region, target_size: int) -> int:
-    limit = _last_usable(layout, target_size)
+    limit = last_usable(layout, target_size)
     for region in layout.regions:
         if (
             region.start >= part.stop
@@ -305,7 +334,7 @@ def execute_recreate(plan: RecreatePlan, path: str, progress: Progress) -> tuple
 def _fit(plan: RecreatePlan, target: Writer) -> None:
     if not plan.fit:
         return
-    groups = table_patches(target, plan.is_gpt, plan.sector, plan.old_size, plan.growth)
+    groups = table_patches(target, plan.is_gpt, plan.sector, plan.old_size, plan.growth, plan.moves)
     for group in groups:
         for patch in group:
             target.write_at(patch.offset, patch.data)

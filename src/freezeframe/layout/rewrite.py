@@ -31,6 +31,16 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A partition that lies elsewhere from now on, as long as it was. Bytes of the disk."""
+
+    number: int
+    start: int
+    new_start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Patch:
     """Bytes for one place of the disk."""
 
@@ -44,9 +54,16 @@ Groups = list[list[Patch]]
 
 
 def table_patches(
-    target: Reader, gpt: bool, sector: int, old_size: int, growth: Growth | None
+    target: Reader,
+    gpt: bool,
+    sector: int,
+    old_size: int,
+    growth: Growth | None,
+    moves: Sequence[Move] = (),
 ) -> Groups:
     """Return what fits the tables to the target's size, with one partition grown or none.
+
+    Or made smaller, and then those behind it moved: of a GPT, or primary ones of an MBR.
 
     `target` holds the image's tables already; `old_size` is the imaged disk's, in bytes.
     Raises `TargetUnsuitable` where the image's table is not there, `NotUnderstood` where
@@ -57,8 +74,8 @@ def table_patches(
     if entries is None:
         raise TargetUnsuitable(f"{target.name} holds no partition table that could be adapted")
     if gpt:
-        return _gpt_patches(target, entries, sector, old_size, growth)
-    return _mbr_patches(target, first, entries, sector, growth)
+        return _gpt_patches(target, entries, sector, old_size, growth, moves)
+    return _mbr_patches(target, first, entries, sector, growth, moves)
 
 
 # -- GPT ----------------------------------------------------------------------------
@@ -70,12 +87,19 @@ def _gpt_patches(
     sector: int,
     old_size: int,
     growth: Growth | None,
+    moves: Sequence[Move],
 ) -> Groups:
     copy = _good_copy(target, sector, old_size)
     last = target.size // sector - 1
     room = copy.entries_sectors
     last_usable = last - room - 1
-    entries = copy.entries if growth is None else _grown_entries(copy, growth)
+    entries = copy.entries
+    if growth is not None:
+        ends = (growth.start, growth.new_stop)
+        entries = _changed_entry(copy, entries, growth.number, growth.start, *ends)
+    for move in moves:
+        ends = (move.new_start, move.new_start + move.length)
+        entries = _changed_entry(copy, entries, move.number, move.start, *ends)
     changed = _with_entries(copy, entries)
     for part in changed.partitions():
         if part.stop > (last_usable + 1) * sector:
@@ -92,7 +116,7 @@ def _gpt_patches(
         Patch(sector, _header(changed, 1, last, entries_lba, last_usable)),
     ]
     written = Extents.of((p.offset, p.offset + len(p.data)) for p in (*backup, *primary))
-    parts = Extents.of((p.start, p.stop) for p in copy.partitions())
+    parts = Extents.of((p.start, p.stop) for p in (*copy.partitions(), *changed.partitions()))
     old = _old_backup(target, copy, old_size) - written - parts - Extents.single(0, sector)
     return [
         backup,
@@ -123,16 +147,19 @@ def _old_backup(target: Reader, copy: GptCopy, old_size: int) -> Extents:
     return found.clip(0, target.size)
 
 
-def _grown_entries(copy: GptCopy, growth: Growth) -> bytes:
-    index = growth.number - 1
-    if not 0 <= index < copy.entry_count or copy.partition(index).start != growth.start:
-        raise TargetUnsuitable(f"partition {growth.number} is not where the image says")
+def _changed_entry(
+    copy: GptCopy, entries: bytes, number: int, start: int, new_start: int, new_stop: int
+) -> bytes:
+    """Give a partition that begins at `start` a new place, all in bytes of the disk."""
+    index = number - 1
+    if not 0 <= index < copy.entry_count or copy.partition(index).start != start:
+        raise TargetUnsuitable(f"partition {number} is not where the image says")
     at = index * copy.entry_size
-    kind, own, first, _, attributes, name = structs.GPT_ENTRY.unpack_from(copy.entries, at)
-    entries = bytearray(copy.entries)
-    last = growth.new_stop // copy.sector - 1
-    structs.GPT_ENTRY.pack_into(entries, at, kind, own, first, last, attributes, name)
-    return bytes(entries)
+    kind, own, _, _, attributes, name = structs.GPT_ENTRY.unpack_from(entries, at)
+    changed = bytearray(entries)
+    first, last = new_start // copy.sector, new_stop // copy.sector - 1
+    structs.GPT_ENTRY.pack_into(changed, at, kind, own, first, last, attributes, name)
+    return bytes(changed)
 
 
 def _with_entries(copy: GptCopy, entries: bytes) -> GptCopy:
@@ -201,8 +228,9 @@ def _mbr_patches(
     entries: Sequence[MbrEntry],
     sector: int,
     growth: Growth | None,
+    moves: Sequence[Move],
 ) -> Groups:
-    patches = []
+    patches = [_moved_entry(entries, move, sector) for move in moves]
     end = target.size // sector
     extended = next((entry for entry in entries if entry.extended), None)
     if growth and growth.number <= structs.MBR_ENTRY_COUNT:
@@ -220,6 +248,22 @@ def _mbr_patches(
         if extended.start < stop != extended.start + extended.count:
             patches.append(_entry_patch(0, extended, stop - extended.start, 0))
     return [patches]
+
+
+def _moved_entry(entries: Sequence[MbrEntry], move: Move, sector: int) -> Patch:
+    """Give a primary partition a new place. Its type and flag stay."""
+    if not 0 < move.number <= structs.MBR_ENTRY_COUNT:
+        raise TargetUnsuitable(f"partition {move.number} is a logical one: it cannot be moved")
+    entry = entries[move.number - 1]
+    if _spans(entry, 0, sector) != (move.start, move.start + move.length):
+        raise TargetUnsuitable(f"partition {move.number} is not where the image says")
+    first = move.new_start // sector
+    at = structs.MBR_ENTRIES_AT + entry.slot * structs.MBR_ENTRY.size
+    last = structs.chs(first + entry.count - 1)
+    data = structs.MBR_ENTRY.pack(
+        entry.flag, structs.chs(first), entry.kind, last, first, entry.count
+    )
+    return Patch(at, data)
 
 
 def _logical_patches(

@@ -1,9 +1,14 @@
-"""Read blobs back: nothing leaves here whose SHA-256 is not its id."""
+"""Read blobs back: nothing leaves here whose SHA-256 is not its id.
+
+Or, where the caller knows a keyed sum of what it wants (`fingerprint`), whose sum is not that:
+it vouches for the bytes as well, in a fifth of the time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +22,9 @@ from freezeframe.repo.repository import Repository
 from freezeframe.store.base import Kind
 from freezeframe.system.allocator import keep_freed_memory
 
+#: Says whether bytes are known to be those that are wanted. No: their SHA-256 decides.
+Proof = Callable[[bytes], bool]
+
 #: Blobs of a pack with gaps of up to this many bytes between them are read in one go.
 _BRIDGE = 64 * 1024
 
@@ -28,7 +36,9 @@ class BlobOpener:
         self._sealer = Sealer(key)
         self._decompressor = decompressor()
 
-    def open(self, blob_id: bytes, sealed: Buffer, uncompressed: int) -> bytes:
+    def open(
+        self, blob_id: bytes, sealed: Buffer, uncompressed: int, proof: Proof | None = None
+    ) -> bytes:
         """Return the plain bytes; `uncompressed` is their length, 0 where stored raw.
 
         Raises `ValueError` saying what is wrong.
@@ -41,6 +51,8 @@ class BlobOpener:
             raise ValueError(str(error)) from error
         if uncompressed and len(plain) != uncompressed:
             raise ValueError(f"it became {len(plain)} bytes, not {uncompressed}")
+        if proof is not None and proof(plain):
+            return plain
         if hashlib.sha256(plain).digest() != blob_id:
             raise ValueError("the SHA-256 of its content is not its id")
         return plain
@@ -62,7 +74,7 @@ class BlobReader:
         self._index = index
         self._mine = _Mine()
 
-    def read(self, kind: BlobKind, blob_id: bytes) -> bytes:
+    def read(self, kind: BlobKind, blob_id: bytes, proof: Proof | None = None) -> bytes:
         """Return a blob by its id of 32 bytes.
 
         Where it was stored several times, a good copy serves for a bad one. Raises
@@ -73,12 +85,14 @@ class BlobReader:
         )
         for location in self._index.find_all(kind, blob_id):
             try:
-                return self.read_location(blob_id, location)
+                return self.read_location(blob_id, location, proof)
             except RepositoryDamaged as error:
                 problem = error
         raise problem
 
-    def read_location(self, blob_id: bytes, location: Location) -> bytes:
+    def read_location(
+        self, blob_id: bytes, location: Location, proof: Proof | None = None
+    ) -> bytes:
         """Return a blob from one place. Errors as `read`."""
         pack = location.pack.hex()
         try:
@@ -86,7 +100,7 @@ class BlobReader:
         except (ObjectMissing, RepositoryDamaged) as error:
             raise _damaged(blob_id, pack, error.message) from error
         uncompressed = location.plain_length if location.compressed else 0
-        return self._open(blob_id, sealed, uncompressed, pack)
+        return self._open(blob_id, sealed, uncompressed, pack, proof)
 
     def read_many(self, kind: BlobKind, ids: NDArray[np.uint8]) -> list[bytes]:
         """Return blobs by their ids (uint8, shape (n, 32)), in that order.
@@ -134,12 +148,19 @@ class BlobReader:
                     result.append(self.read(kind, blob_id))
         return result
 
-    def _open(self, blob_id: bytes, sealed: Buffer, uncompressed: int, pack: str) -> bytes:
+    def _open(
+        self,
+        blob_id: bytes,
+        sealed: Buffer,
+        uncompressed: int,
+        pack: str,
+        proof: Proof | None = None,
+    ) -> bytes:
         opener = self._mine.opener
         if opener is None:
             opener = self._mine.opener = BlobOpener(self._key)
         try:
-            return opener.open(blob_id, sealed, uncompressed)
+            return opener.open(blob_id, sealed, uncompressed, proof)
         except ValueError as error:
             raise _damaged(blob_id, pack, str(error)) from error
 

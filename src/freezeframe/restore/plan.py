@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freezeframe.core.errors import TargetUnsuitable, UsageError
 from freezeframe.core.extents import Extents
-from freezeframe.core.units import MIB, human_size
+from freezeframe.core.units import human_size
 from freezeframe.image.manifest import DiskRecord, RegionRecord
 from freezeframe.image.reader import DiskBlobs
-from freezeframe.layout.base import DiskLayout, Region, Role, Table
+from freezeframe.layout.base import Role
 from freezeframe.layout.recreate import RecreatePlan, plan_recreate
-
-#: Signatures lie this close to either end of a partition, at most.
-_SIGNATURES = MIB
+from freezeframe.restore.layouts import layout_of
+from freezeframe.restore.shrink import SIGNATURES, Shrink, plan_shrink
+from freezeframe.restore.survey import Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,10 @@ class RestorePlan:
     discard: Extents
     #: How the partition table is adapted afterwards; None for a partition alone.
     recreate: RecreatePlan | None
+    #: The filesystem that is made smaller first, and is no part of `write`; None: none is.
+    shrink: Shrink | None = None
+    #: What the target was found to hold already; None where nobody looked.
+    survey: Survey | None = None
 
     def describe(self) -> list[str]:
         """Say in sentences what is going to happen, in order."""
@@ -54,13 +58,28 @@ class RestorePlan:
         if self.partition is not None:
             what = f"partition {self.partition.number} of {what}"
         state = "a new file" if self.target.blank else "everything on it now is lost"
+        if self.survey is not None:
+            state = "what differs on it now is lost"
         lines = [
             f"restore {what} from image {self.image}",
             f"to {self.target.path} ({human_size(self.target.size)}; {state})",
         ]
+        if self.shrink is not None:
+            lines += self.shrink.describe()
         if self.discard:
             lines.append("discard the target's old content where the device can")
-        lines.append(f"write {human_size(self.write.total)} of used data")
+        if self.survey is not None:
+            lines.append(
+                f"{self.survey.differ} of {self.survey.chunks} chunks in use differ from the"
+                f" target's: write {human_size(self.write.total)} of"
+                f" {human_size(self.survey.compared)}"
+            )
+        elif self.shrink is not None:
+            lines.append("write what it uses then")
+            if self.write:
+                lines.append(f"write {human_size(self.write.total)} of used data beside it")
+        else:
+            lines.append(f"write {human_size(self.write.total)} of used data")
         if self.zero:
             lines.append(f"write zeros over {human_size(self.zero.total)} besides")
         if self.recreate is not None:
@@ -84,38 +103,52 @@ def plan_restore(
     grow: bool = False,
     zero_unused: bool = False,
     discard: bool = True,
+    scratch: str = "",
 ) -> RestorePlan:
     """Decide what a restore of a disk, or of one partition of it, writes.
 
-    Raises `UsageError` where there is no such partition, `TargetUnsuitable` where the
-    target is too small or its sectors do not fit.
+    With `scratch`, a folder for a private copy, a filesystem that does not fit is made smaller
+    where that can be done. Raises `UsageError` where there is no such partition,
+    `TargetUnsuitable` where the target is too small or its sectors do not fit.
     """
-    region = None
+    region = _partition(disk, partition) if partition is not None else None
+    if region is not None and grow:
+        raise UsageError(
+            "--grow extends the last partition of a whole disk",
+            hint="restore the partition without it, then grow its filesystem",
+        )
+    shrink = plan_shrink(disk, region, target.size, scratch) if scratch else None
+    write = blobs.used
+    if shrink is not None:
+        # Nor what lay between them, where something else will lie.
+        write = write - shrink.taken - shrink.placed
     recreate = None
-    if partition is None:
-        start, write = 0, blobs.used
+    start = 0
+    if region is None:
         recreate = plan_recreate(
             layout_of(disk),
-            blobs.used,
+            write,
             target_size=target.size,
             target_sector=target.sector,
             grow=grow,
             last_filesystem=_last_filesystem(disk),
-            content_end=_content_end(disk),
+            content_end=_content_end(disk) if shrink is None else shrink.length,
+            shrunk=shrink.growth if shrink is not None else None,
+            moves=shrink.moves if shrink is not None else (),
         )
         write = recreate.write
+        if shrink is not None:
+            # Written before the table is fitted, as all the rest.
+            recreate = replace(recreate, clear=recreate.clear - shrink.placed)
     else:
-        region = disk.partition(partition)
-        if region is None:
-            numbers = [str(r.number) for r in disk.regions if r.role == Role.PARTITION]
-            raise UsageError(
-                f"disk {disk.name} of the image has no partition {partition}",
-                hint=f"it has: {', '.join(numbers) or 'none'}",
-            )
         start = region.start
-        write = blobs.used.clip(start, start + region.length)
-        _check_room(region, write, target, grow)
+        write = write.clip(start, start + region.length)
+        if shrink is None:
+            _check_room(region, write, target)
     occupied = write.shift(-start)
+    if shrink is not None:
+        # What becomes of the unused part of that is decided when it is written.
+        occupied = occupied | shrink.placed.shift(-start)
     rest = occupied.complement(target.size)
     if target.blank:
         zero = Extents.empty()
@@ -136,20 +169,42 @@ def plan_restore(
         if target.blank or zero_unused or not discard
         else Extents.single(0, target.size),
         recreate=recreate,
+        shrink=shrink,
     )
 
 
-def _check_room(region: RegionRecord, write: Extents, target: Target, grow: bool) -> None:
-    if grow:
+def only_changed(plan: RestorePlan, survey: Survey) -> RestorePlan:
+    """Return the plan that writes only what a survey of its target found different."""
+    recreate = plan.recreate
+    if recreate is not None:
+        recreate = replace(recreate, clear=recreate.clear & survey.zero)
+    return replace(
+        plan, write=survey.write, zero=plan.zero & survey.zero, recreate=recreate, survey=survey
+    )
+
+
+def to_zero(plan: RestorePlan) -> Extents:
+    """Return all that a plan makes zeros besides what it writes, in bytes of the target."""
+    return plan.zero | (plan.recreate.clear if plan.recreate is not None else Extents.empty())
+
+
+def _partition(disk: DiskRecord, number: int) -> RegionRecord:
+    region = disk.partition(number)
+    if region is None:
+        numbers = [str(r.number) for r in disk.regions if r.role == Role.PARTITION]
         raise UsageError(
-            "--grow extends the last partition of a whole disk",
-            hint="restore the partition without it, then grow its filesystem",
+            f"disk {disk.name} of the image has no partition {number}",
+            hint=f"it has: {', '.join(numbers) or 'none'}",
         )
+    return region
+
+
+def _check_room(region: RegionRecord, write: Extents, target: Target) -> None:
     if target.size < region.length:
         raise TargetUnsuitable(
             f"{target.path} has {human_size(target.size)}, partition {region.number} has"
             f" {human_size(region.length)} ({human_size(write.total)} used)",
-            hint="choose a target of at least that size",
+            hint="choose a target of at least that size, or add --shrink",
         )
 
 
@@ -166,33 +221,4 @@ def _content_end(disk: DiskRecord) -> int:
 
 def _edges(size: int) -> Extents:
     """Return where other programs look for signatures: what an older content left there."""
-    return Extents.of([(0, min(_SIGNATURES, size)), (max(size - _SIGNATURES, 0), size)])
-
-
-def layout_of(disk: DiskRecord) -> DiskLayout:
-    """Turn a disk of a manifest back into the layout it was made from, without pieces."""
-    regions = tuple(
-        Region(
-            role=Role(r.role),
-            start=r.start,
-            length=r.length,
-            number=r.number,
-            type_code=r.type_code,
-            type_name=r.type_name,
-            name=r.name,
-            uuid=r.uuid,
-            bootable=r.bootable,
-        )
-        for r in disk.regions
-    )
-    outside = Extents.of(
-        (r.start, r.start + r.length) for r in disk.regions if r.role in (Role.TABLE, Role.GAP)
-    )
-    return DiskLayout(
-        table=Table(disk.table),
-        size=disk.size,
-        sector=disk.sector,
-        disk_id=disk.disk_id,
-        regions=regions,
-        used_outside=outside,
-    )
+    return Extents.of([(0, min(SIGNATURES, size)), (max(size - SIGNATURES, 0), size)])

@@ -58,6 +58,24 @@ def detach(device: str) -> None:
     _detach(device, partitions=False)
 
 
+@contextmanager
+def lent(path: str | Path, *, sector: int = 512) -> Iterator[str]:
+    """Give a loop device over a file, for as long as anybody uses it.
+
+    Who mounts it within the block keeps it: the kernel detaches it with the last unmount.
+    Raises `ToolFailed`; needs root.
+    """
+    device = ""
+    try:
+        with deferred():
+            device = _attach(path, 0, 0, sector, read_only=False)
+        yield device
+    finally:
+        if device:
+            with deferred():
+                run(["losetup", "-d", device])
+
+
 def _attach(path: str | Path, offset: int, size: int, sector: int, read_only: bool) -> str:
     command = ["losetup", "--show", "-f", "-o", str(offset), "-b", str(sector)]
     if size:

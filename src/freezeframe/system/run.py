@@ -7,7 +7,8 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 
 from freezeframe.core.errors import ToolFailed, ToolMissing
 from freezeframe.system.tools import package_of
@@ -79,3 +80,42 @@ def run(
         output = (done.stdout + b"\n" + done.stderr).decode(errors="replace")
         raise ToolFailed(line, done.returncode, output)
     return done
+
+
+def run_watched(
+    command: Sequence[str], watch: Callable[[bytes], None], *, purpose: str = ""
+) -> None:
+    """Run a program to its end, and hand on what it prints while it does.
+
+    `watch` gets pieces of its standard output. Ended where the caller is interrupted. Errors
+    as `run`; `output` is what it wrote to standard error.
+    """
+    path = which(command[0])
+    if path is None:
+        package, use = package_of(command[0])
+        raise ToolMissing(command[0], package, purpose or use)
+    line = shlex.join(command)
+    log.debug("+ %s", line)
+    env = dict(os.environ, LC_ALL="C", PATH=search_path())
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [path, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=env,
+        )
+        try:
+            if process.stdout is not None:
+                with process.stdout as pipe:
+                    while text := os.read(pipe.fileno(), 4096):
+                        watch(text)
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    if code:
+        raise ToolFailed(line, code, said)

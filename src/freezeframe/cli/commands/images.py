@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 import msgspec
 from rich.table import Table
 
+from freezeframe.app.drills import Drill, DrillEntry, all_drills, drills_of
 from freezeframe.app.session import listed_images, opened_images
 from freezeframe.cli.options import Session, common
 from freezeframe.cli.output import plain
@@ -13,6 +16,7 @@ from freezeframe.cli.picture import disk_picture
 from freezeframe.cli.proof import (
     consistency_lines,
     detail_lines,
+    drill_line,
     hot_lines,
     shadow_detail_lines,
     shadow_lines,
@@ -29,7 +33,11 @@ def images(session: Session) -> None:
     """List the images of a repository, oldest first."""
     repository = session.settings.repository()
     table = Table(box=None, pad_edge=False)
-    for heading in ("image", "time", "host", "mode", "size", "used", "disks"):
+    drills = all_drills(repository)
+    headings = ["image", "time", "host", "mode", "size", "used", "disks"]
+    # A column only for those who hold drills.
+    headings += ["last drill"] if drills else []
+    for heading in headings:
         table.add_column(heading, justify="right" if heading in ("size", "used") else "left")
     with listed_images(repository, progress=session.output) as found:
         for snapshot, image in found:
@@ -40,7 +48,9 @@ def images(session: Session) -> None:
             manifest = image.manifest
             size = sum(disk.size for disk in manifest.disks)
             used = sum(disk.used for disk in manifest.disks)
-            session.output.record("image", _fields(image))
+            held = drills.get(snapshot.tree, [])
+            fields = [{"time": drill.time, "passed": drill.passed} for drill in held]
+            session.output.record("image", {**_fields(image), "drills": fields})
             table.add_row(
                 image.snapshot.short_id,
                 f"{manifest.created:%Y-%m-%d %H:%M:%S}",
@@ -49,11 +59,18 @@ def images(session: Session) -> None:
                 human_size(size),
                 human_size(used),
                 plain(", ".join(disk.path for disk in manifest.disks)),
+                *([_last(held)] if drills else []),
             )
     if table.row_count:
         session.output.show(table)
     else:
         session.output.show("no images yet")
+
+
+def _last(drills: Sequence[DrillEntry]) -> str:
+    if not drills:
+        return ""
+    return f"{'came up' if drills[-1].passed else 'failed'} {drills[-1].time:%Y-%m-%d}"
 
 
 @click.command("show")
@@ -63,7 +80,9 @@ def show(session: Session, image: str) -> None:
     """Show one image: its disks drawn, what each region is, and how it was taken."""
     repository = session.settings.repository()
     with opened_images(repository, (image,), session.output) as (found,):
-        session.output.record("image", _fields(found))
+        drills = drills_of(found)
+        known = [msgspec.to_builtins(drill) for drill in drills if isinstance(drill, Drill)]
+        session.output.record("image", {**_fields(found), "drills": known})
         manifest, output = found.manifest, session.output
         proof = manifest.proof
         output.show(
@@ -94,6 +113,8 @@ def show(session: Session, image: str) -> None:
             f" {human_size(proof.bytes_new)} were new, stored as {human_size(proof.bytes_stored)};"
             f" unreadable: {human_size(proof.unreadable_bytes)}"
         )
+        for drill in drills:
+            output.show(plain(drill_line(drill)))
         if manifest.hot is not None:
             for line in hot_lines(manifest.hot):
                 output.show(line)

@@ -196,6 +196,8 @@ class TreeRoot:
     level: int
     #: When the root block was written; the block must say the same.
     generation: int
+    #: A subvolume's: snapshots have blocks in common, which name the first that had them.
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

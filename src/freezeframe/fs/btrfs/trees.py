@@ -53,31 +53,32 @@ class TreeReader:
         level: a block is read once, and never one that was not pointed to by a block of the
         level above. Raises `NotUnderstood` at the first thing that is wrong.
         """
-        pointers = self._root_pointer(root)
+        pointers = self.root_pointer(root)
         for level in range(root.level, 0, -1):
-            parts = [_entries(rows, POINTER) for rows in self._blocks(pointers, root, level)]
+            parts = [entries_of(rows, POINTER) for rows in self.blocks(pointers, root, level)]
             pointers = np.concatenate(parts)
             self._check_pointers(pointers, root)
-        for rows in self._blocks(pointers, root, 0):
-            yield rows, _items(rows)
+        for rows in self.blocks(pointers, root, 0):
+            yield rows, items_of(rows)
 
     def find(self, root: TreeRoot, key: tuple[int, int]) -> bytes:
         """Return the first item of an object and type; `NotUnderstood` where there is none."""
-        pointers = self._root_pointer(root)
+        pointers = self.root_pointer(root)
         for level in range(root.level, 0, -1):
-            below = _entries(next(self._blocks(pointers, root, level)), POINTER)
+            below = entries_of(next(self.blocks(pointers, root, level)), POINTER)
             # The item may be the last of the child whose first key is smaller.
             index = max(int(np.count_nonzero(_smaller(below, key))) - 1, 0)
             # Or the very first of the one that follows.
             pointers = below[index : index + 2]
-        for rows in self._blocks(pointers, root, 0):
-            items = _items(rows)
+        for rows in self.blocks(pointers, root, 0):
+            items = items_of(rows)
             hits = np.flatnonzero((items["object"] == key[0]) & (items["type"] == key[1]))
             if len(hits):
                 return item_data(rows, items, int(hits[0]))
         raise NotUnderstood(f"btrfs without an item {key} in tree {root.owner}")
 
-    def _root_pointer(self, root: TreeRoot) -> Records:
+    def root_pointer(self, root: TreeRoot) -> Records:
+        """Return what points to a tree's first block."""
         pointer = np.zeros(1, POINTER)
         pointer["logical"] = root.logical
         pointer["generation"] = root.generation
@@ -92,13 +93,16 @@ class TreeReader:
 
     # -- blocks -------------------------------------------------------------------------
 
-    def _blocks(self, pointers: Records, root: TreeRoot, level: int) -> Iterator[Bytes]:
-        """Read what is pointed to, in order, some at a time, all checked."""
+    def blocks(self, pointers: Records, root: TreeRoot, level: int) -> Iterator[Bytes]:
+        """Read what is pointed to (`POINTER`), in order, some at a time, all checked.
+
+        Each time uint8 (n, node size). Raises `NotUnderstood`.
+        """
         is_root = level == root.level
         for first in range(0, len(pointers), self._batch):
             wanted = pointers[first : first + self._batch]
             rows = self._read(wanted, root, level)
-            entries = _entries(rows, POINTER if level else ITEM)
+            entries = entries_of(rows, POINTER if level else ITEM)
             if not _ascending(entries):
                 raise _broken(root, "is not in order")
             if not is_root:
@@ -135,7 +139,7 @@ class TreeReader:
             & (header["logical"] == wanted["logical"])
             & (written == wanted["generation"])
             & (written <= self._superblock.generation)
-            & (header["owner"] == root.owner)
+            & ((header["owner"] == root.owner) | root.shared)
             & (header["level"] == level)
             & (header["count"] >= least)
             & (header["count"] <= room)
@@ -205,7 +209,7 @@ def _headers(rows: Bytes) -> Records:
     return headers
 
 
-def _entries(rows: Bytes, kind: np.dtype[np.void]) -> Records:
+def entries_of(rows: Bytes, kind: np.dtype[np.void]) -> Records:
     """Return the items or pointers of checked blocks, one block after the other."""
     room = (rows.shape[1] - HEADER.itemsize) // kind.itemsize
     body = rows[:, HEADER.itemsize : HEADER.itemsize + room * kind.itemsize]
@@ -215,12 +219,12 @@ def _entries(rows: Bytes, kind: np.dtype[np.void]) -> Records:
     return entries
 
 
-def _items(rows: Bytes) -> Records:
+def items_of(rows: Bytes) -> Records:
     """Return the items of checked leaves, `data` counted from the first byte of `rows`.
 
     Data that would lie outside their leaf get size 0, which nothing here takes for an item.
     """
-    items = _entries(rows, ITEM)
+    items = entries_of(rows, ITEM)
     counts = _headers(rows)["count"].astype(np.int64)
     size = rows.shape[1]
     outside = HEADER.itemsize + items["data"].astype(np.int64) + items["size"] > size

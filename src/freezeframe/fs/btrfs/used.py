@@ -78,7 +78,7 @@ class Btrfs:
         if own.size > reader.size:
             raise NotUnderstood("btrfs that is larger than its device")
         members = find_members(reader, superblock, peers)
-        chunks, devices = _read_chunks(superblock, members)
+        chunks, devices = read_chunks(superblock, members)
         _check_devices(superblock, members, chunks, devices)
         data, notes = _held(superblock, members, chunks, live=state is State.LIVE)
         fixed = [(at, min(at + SUPERBLOCK_SIZE, reader.size)) for at in SUPERBLOCKS_AT]
@@ -116,7 +116,7 @@ def _held(
 # -- chunks and devices -----------------------------------------------------------------
 
 
-def _read_chunks(superblock: Superblock, members: Members) -> tuple[ChunkMap, list[Device]]:
+def read_chunks(superblock: Superblock, members: Members) -> tuple[ChunkMap, list[Device]]:
     """Read the chunk tree by way of the system chunks that the superblock lists."""
     system = ChunkMap(parse_system_chunks(superblock.system_chunks, superblock.sector))
     trees = TreeReader(superblock, members.readers, system)

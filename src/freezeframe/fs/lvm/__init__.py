@@ -1,5 +1,5 @@
 """LVM2 physical volumes."""
 
-from freezeframe.fs.lvm.used import LvmKind
+from freezeframe.fs.lvm.used import LvmKind, open_volumes
 
-__all__ = ["LvmKind"]
+__all__ = ["LvmKind", "open_volumes"]

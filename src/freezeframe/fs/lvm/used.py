@@ -7,11 +7,12 @@ Of a plain logical volume that is what the filesystem inside uses; of everything
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from freezeframe.block.base import Reader
-from freezeframe.core.errors import NotUnderstood
+from freezeframe.core.errors import NotUnderstood, SourceError, UnreadableRange
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import SECTOR
 from freezeframe.fs.base import PeerList, Peers, State, UsedMap
@@ -112,6 +113,24 @@ class LvmKind:
         others = _others(found, opened, peers)
         inner = self.identify(opened, others, state=state)
         return opened.on_physical(found.physical, inner.used), inner
+
+
+def open_volumes(regions: Sequence[Reader]) -> list[LogicalVolume]:
+    """Return the plain logical volumes whose physical volumes are all among the regions.
+
+    Each once, by group and name; what is damaged or not understood is left out.
+    """
+    found: dict[str, LogicalVolume] = {}
+    for region in regions:
+        with contextlib.suppress(NotUnderstood, UnreadableRange, SourceError):
+            if find_label(peek(region, 0, min(LABEL_SECTORS * SECTOR, region.size))) < 0:
+                continue
+            member = find_group(open_device(region), regions)
+            for volume in member.group.logical if member else ():
+                if member and volume.plain and not _missing(member, volume):
+                    opened = _opened(member, volume)
+                    found.setdefault(opened.name, opened)
+    return [found[name] for name in sorted(found)]
 
 
 def _missing(found: Membership, volume: Logical) -> str:

@@ -100,6 +100,29 @@ class LogicalVolume(Closing):
                     found |= Extents.from_arrays(base + starts, base + stops)
         return found
 
+    def from_physical(self, used: Mapping[str, Extents]) -> Extents:
+        """Return what of the volume lies in some bytes of its physical volumes, by their names.
+
+        A segment of several stripes counts as a whole where any of it does.
+        """
+        found = []
+        for segment, first in zip(self._segments, self._firsts, strict=True):
+            length = segment.count * self._group.extent_size
+            for stripe in segment.stripes:
+                physical = self._group.physical[stripe.physical]
+                start, stop = self._group.place(physical, stripe.first, segment.stripe_extents)
+                inside = used.get(stripe.physical, Extents.empty()).clip(start, stop)
+                if len(segment.stripes) == 1:
+                    found.append(inside.shift(first - start))
+                elif inside:
+                    found.append(Extents.single(first, first + length))
+        return Extents.joined(found)
+
+    @property
+    def devices(self) -> Mapping[str, Reader]:
+        """The readers of the physical volumes it lies on, by their names in the group."""
+        return self._devices
+
     # -- the rest of a reader -----------------------------------------------------------
 
     def data_extents(self) -> Extents:

@@ -174,6 +174,8 @@ class FileRecord:
     #: The record this one belongs to; 0 where it is the file's own.
     base: int
     attributes: tuple[Attribute, ...]
+    #: Names that lead to it, the short ones of DOS included.
+    links: int = 1
 
 
 def parse_record(raw: bytes, number: int, clusters: int) -> FileRecord:
@@ -188,7 +190,8 @@ def parse_record(raw: bytes, number: int, clusters: int) -> FileRecord:
     if little(data, 4, 2) >= 48 and little(data, 44, 4) != number & 0xFFFFFFFF:
         raise NotUnderstood(f"NTFS record {number} says it is another")
     base = little(data, 32, 8) & _REFERENCE
-    return FileRecord(number, flags, base, tuple(_attributes(data[:used], first, clusters)))
+    attributes = tuple(_attributes(data[:used], first, clusters))
+    return FileRecord(number, flags, base, attributes, little(data, 18, 2))
 
 
 def _attributes(data: bytes, offset: int, clusters: int) -> list[Attribute]:

@@ -17,6 +17,7 @@ from freezeframe.fs.ntfs.structs import (
     Attribute,
     FileRecord,
     Geometry,
+    ListEntry,
     Run,
     parse_list,
     parse_record,
@@ -90,6 +91,15 @@ class Volume:
             first.value, first.resident, tuple(runs), first.size, first.initialized, first.flags
         )
 
+    def names(self, number: int, kind: int) -> set[str]:
+        """Return the names of a file's attributes of a kind; raises `NotUnderstood`."""
+        base = self.record(number)
+        found = {each.name for each in base.attributes if each.kind == kind}
+        for listed in self._listed(base):
+            if listed.kind == kind:
+                found.add(listed.name)
+        return found
+
     def read(self, stream: Stream, offset: int, length: int) -> bytes:
         """Read bytes of a plain stream; `NotUnderstood` past its end and in unwritten parts."""
         if offset + length > min(stream.size, stream.initialized):
@@ -132,16 +142,10 @@ class Volume:
             yield part
 
     def _unchecked_parts(self, base: FileRecord, kind: int, name: str) -> Iterator[Attribute]:
-        lists = [a for a in base.attributes if a.kind == ATTRIBUTE_LIST]
-        if not lists:
+        entries = self._listed(base)
+        if not entries:
             yield from (a for a in base.attributes if (a.kind, a.name) == (kind, name))
             return
-        if len(lists) > 1 or lists[0].size > _LARGEST_LIST:
-            raise NotUnderstood(f"NTFS record {base.number} has an impossible attribute list")
-        found = lists[0]
-        entries = parse_list(
-            found.value if found.resident else self.read_runs(found.runs, 0, found.size)
-        )
         # The list is sorted by kind and name, and where those are the same by the cluster.
         for entry in entries:
             if (entry.kind, entry.name) != (kind, name):
@@ -159,3 +163,15 @@ class Volume:
             if len(parts) != 1:
                 raise NotUnderstood(f"NTFS record {entry.record} lacks a part of an attribute")
             yield parts[0]
+
+    def _listed(self, base: FileRecord) -> list[ListEntry]:
+        """Read a file's list of attributes; empty where it has none."""
+        lists = [a for a in base.attributes if a.kind == ATTRIBUTE_LIST]
+        if not lists:
+            return []
+        if len(lists) > 1 or lists[0].size > _LARGEST_LIST:
+            raise NotUnderstood(f"NTFS record {base.number} has an impossible attribute list")
+        found = lists[0]
+        return parse_list(
+            found.value if found.resident else self.read_runs(found.runs, 0, found.size)
+        )

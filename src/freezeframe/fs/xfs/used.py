@@ -65,7 +65,7 @@ class XfsKind:
         _verify_checksum(reader, own)
         _verify_one_device(own)
         if state is State.AT_REST:
-            verify_log_clean(reader, *_log_range(own), own.uuid)
+            verify_log_clean(reader, *log_range(own), own.uuid)
         free, notes = _free(reader, own, state)
         used = Extents.single(0, reader.size) - free
         return UsedMap(
@@ -173,7 +173,7 @@ def _log_place(own: Superblock) -> tuple[int, int]:
     return group, own.log_start & ((1 << own.log_of_group_blocks) - 1)
 
 
-def _log_range(own: Superblock) -> tuple[int, int]:
+def log_range(own: Superblock) -> tuple[int, int]:
     """Return where the log begins and how long it is, in bytes."""
     group, block = _log_place(own)
     return (group * own.group_blocks + block) * own.block_size, own.log_blocks * own.block_size

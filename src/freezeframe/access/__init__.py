@@ -1,0 +1,1 @@
+"""Images in use: their disks as readers, devices, files, machines."""

@@ -1,0 +1,1 @@
+"""Machines started from images: firmware, accelerator, command line, signs of life."""

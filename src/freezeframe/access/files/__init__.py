@@ -1,0 +1,1 @@
+"""Files of filesystems inside images, read without a mount and without root."""

@@ -1,0 +1,1 @@
+"""Images that others made, as disks to be imaged."""
