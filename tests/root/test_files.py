@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from freezeframe.testing.filetree import (
 )
 from freezeframe.testing.fsproof import fuse_mounted, loop_mounted
 from freezeframe.testing.program import Client
-from freezeframe.testing.volumes import mounted
+from freezeframe.testing.volumes import mounted, unmount
 
 pytestmark = pytest.mark.root
 
@@ -220,6 +221,27 @@ def test_exfat(tmp_path: Path) -> None:
         check_reader(filesystem, wanted, unix=False)
 
 
+@pytest.mark.parametrize("kind", ["ntfs", "exfat"])
+def test_damaged(tmp_path: Path, kind: str) -> None:
+    """As `unit/test_files_fuzz.py`, for those that only a mount can fill."""
+    command = {"ntfs": ("mkfs.ntfs", "-q", "-Q", "-F"), "exfat": ("mkfs.exfat",)}[kind]
+    mount = {"ntfs": "ntfs-3g", "exfat": "mount.exfat-fuse"}[kind]
+    image = make(tmp_path / "image", 12 * MIB, *command)
+    with (
+        attached(image) as device,
+        fuse_mounted((mount,), Path(device), tmp_path / "mounted") as folder,
+    ):
+        make_tree(folder, names=40, unix=False)
+        (folder / "large").write_bytes(b"x" * 30_000)
+    done = subprocess.run(
+        [sys.executable, "-m", "freezeframe.testing.filefuzz", kind, image, "60", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # -- by the program, from images ---------------------------------------------------------
 
 
@@ -321,6 +343,41 @@ def test_logical_volumes(client: Client, tmp_path: Path) -> None:
         assert differences(wanted, facts(os.fsencode(target))) == []
     found = client.run("files", "find", "--name", "*", "--json").stdout.splitlines()
     assert {json.loads(line)["path"].split(":")[1] for line in found} == set(names)
+
+
+@pytest.mark.parametrize("profile", ["raid1", "raid0"])
+def test_btrfs_on_two_disks(client: Client, tmp_path: Path, profile: str) -> None:
+    images = [tmp_path / f"disk{number}.raw" for number in range(2)]
+    for image in images:
+        image.touch()
+        os.truncate(image, 300 * MIB)
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        devices = [stack.enter_context(attached(image)) for image in images]
+        run(("mkfs.btrfs", "-q", "-f", "-d", profile, "-m", "raid1", *devices))
+        run(("btrfs", "device", "scan", *devices))
+        try:
+            run(("mount", "-t", "btrfs", devices[0], str(folder)))
+            make_tree(folder, names=100, xattr=3000)
+            os.sync()
+            wanted = facts(os.fsencode(folder))
+        finally:
+            if folder.is_mount():
+                unmount(folder)
+            run(("btrfs", "device", "scan", "--forget", *devices), ok=(0, 1))
+    client.run("backup", "--offline", *map(str, images))
+    client.run("files", "get", "latest:disk1.raw:/", "--to", str(tmp_path / "out"))
+    assert differences(wanted, facts(os.fsencode(tmp_path / "out"))) == []
+    # One of them alone: whole with copies on both, and honest where there are none.
+    client.run("backup", "--offline", str(images[1]))
+    code = 0 if profile == "raid1" else 3
+    one = ("files", "get", "latest:disk1.raw:/", "--to", str(tmp_path / "one"))
+    ended = client.run(*one, code=code)
+    assert "not all devices" in ended.output
+    found = facts(os.fsencode(tmp_path / "one"))
+    assert found.items() <= wanted.items()
+    assert (len(found) == len(wanted)) is (profile == "raid1")
 
 
 def test_whoever_is_not_root_is_told_what_is_lost(tmp_path: Path) -> None:
