@@ -180,6 +180,27 @@ def test_no_name_and_no_link_leads_out_of_the_target(program: Program, tmp_path:
         shutil.rmtree(out)
 
 
+def test_folders_in_circles_are_gone_through_once(program: Program, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    (files / "outer/FFFFFFFFFFF").mkdir(parents=True)
+    (files / "outer/file").write_text("here")
+    disk = make_disk(tmp_path / "disk.raw", files)
+    data = bytearray(disk.read_bytes())
+    # The number of the inode stands eight bytes before the name: the inner is the top one.
+    at = data.index(b"FFFFFFFFFFF") - 8
+    data[at : at + 4] = (2).to_bytes(4, "little")
+    disk.write_bytes(data)
+    program("init")
+    program("backup", "--offline", disk)
+    found = program("files", "find", "latest:/", "--name", "file", code=3)
+    assert found.out.split() == ["latest:/outer/file"]
+    assert "lies in several places" in found.err
+    out = tmp_path / "out"
+    program("files", "get", "latest:/", "--to", out, code=3)
+    assert (out / "outer/file").read_text() == "here"
+    assert list((out / "outer").iterdir()) == [out / "outer/file"]
+
+
 def test_a_target_full_of_links_is_not_followed(
     program: Program, disk: Path, tmp_path: Path
 ) -> None:

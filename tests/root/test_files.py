@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from freezeframe.testing.filetree import (
 )
 from freezeframe.testing.fsproof import fuse_mounted, loop_mounted
 from freezeframe.testing.program import Client
-from freezeframe.testing.volumes import mounted
+from freezeframe.testing.volumes import mounted, unmount
 
 pytestmark = pytest.mark.root
 
@@ -220,6 +222,27 @@ def test_exfat(tmp_path: Path) -> None:
         check_reader(filesystem, wanted, unix=False)
 
 
+@pytest.mark.parametrize("kind", ["ntfs", "exfat"])
+def test_damaged(tmp_path: Path, kind: str) -> None:
+    """As `unit/test_files_fuzz.py`, for those that only a mount can fill."""
+    command = {"ntfs": ("mkfs.ntfs", "-q", "-Q", "-F"), "exfat": ("mkfs.exfat",)}[kind]
+    mount = {"ntfs": "ntfs-3g", "exfat": "mount.exfat-fuse"}[kind]
+    image = make(tmp_path / "image", 12 * MIB, *command)
+    with (
+        attached(image) as device,
+        fuse_mounted((mount,), Path(device), tmp_path / "mounted") as folder,
+    ):
+        make_tree(folder, names=40, unix=False)
+        (folder / "large").write_bytes(b"x" * 30_000)
+    done = subprocess.run(
+        [sys.executable, "-m", "freezeframe.testing.filefuzz", kind, image, "60", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # -- by the program, from images ---------------------------------------------------------
 
 
@@ -323,6 +346,67 @@ def test_logical_volumes(client: Client, tmp_path: Path) -> None:
     assert {json.loads(line)["path"].split(":")[1] for line in found} == set(names)
 
 
+def test_a_target_that_keeps_less_or_is_full(client: Client, tmp_path: Path) -> None:
+    image = make(tmp_path / "image.raw", 96 * MIB, "mkfs.ext4", "-q")
+    wanted = filled(image)
+    client.run("backup", "--offline", str(image))
+    target = make(tmp_path / "exfat", 96 * MIB, "mkfs.exfat")
+    with (
+        attached(target) as device,
+        fuse_mounted(("mount.exfat-fuse",), Path(device), tmp_path / "mounted") as folder,
+    ):
+        one = ("files", "get", "latest:/", "--to", str(folder / "all"))
+        said = client.run(*one, code=3).output
+        copied = facts(os.fsencode(folder / "all"), unix=False)
+    for word in ("owners", "modes", "extended attributes", "hard links", "/link: it cannot be"):
+        assert word in said
+    files = {name: row[:3] for name, row in wanted.items() if stat.S_ISREG(int(str(row[0])))}
+    del files[b"not \xff\xfe utf-8"]
+    assert files.items() <= copied.items()
+    small = make(tmp_path / "small", 4 * MIB, "mkfs.ext4", "-q", "-O", "^has_journal")
+    with loop_mounted(small, tmp_path / "mounted") as folder:
+        one = ("files", "get", "latest:/", "--to", str(folder / "all"))
+        assert "No space left" in client.run(*one, code=1).output
+        # No half file: what is there is whole.
+        kept = facts(os.fsencode(folder / "all"), unix=False)
+        assert {name: row for name, row in kept.items() if name in files}.items() <= files.items()
+
+
+@pytest.mark.parametrize("profile", ["raid1", "raid0"])
+def test_btrfs_on_two_disks(client: Client, tmp_path: Path, profile: str) -> None:
+    images = [tmp_path / f"disk{number}.raw" for number in range(2)]
+    for image in images:
+        image.touch()
+        os.truncate(image, 300 * MIB)
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        devices = [stack.enter_context(attached(image)) for image in images]
+        run(("mkfs.btrfs", "-q", "-f", "-d", profile, "-m", "raid1", *devices))
+        run(("btrfs", "device", "scan", *devices))
+        try:
+            run(("mount", "-t", "btrfs", devices[0], str(folder)))
+            make_tree(folder, names=100, xattr=3000)
+            os.sync()
+            wanted = facts(os.fsencode(folder))
+        finally:
+            if folder.is_mount():
+                unmount(folder)
+            run(("btrfs", "device", "scan", "--forget", *devices), ok=(0, 1))
+    client.run("backup", "--offline", *map(str, images))
+    client.run("files", "get", "latest:disk1.raw:/", "--to", str(tmp_path / "out"))
+    assert differences(wanted, facts(os.fsencode(tmp_path / "out"))) == []
+    # One of them alone: whole with copies on both, and honest where there are none.
+    client.run("backup", "--offline", str(images[1]))
+    code = 0 if profile == "raid1" else 3
+    one = ("files", "get", "latest:disk1.raw:/", "--to", str(tmp_path / "one"))
+    ended = client.run(*one, code=code)
+    assert "not all devices" in ended.output
+    found = facts(os.fsencode(tmp_path / "one"))
+    assert found.items() <= wanted.items()
+    assert (len(found) == len(wanted)) is (profile == "raid1")
+
+
 def test_whoever_is_not_root_is_told_what_is_lost(tmp_path: Path) -> None:
     image = make(tmp_path / "image", 96 * MIB, "mkfs.ext4", "-q")
     filled(image)
@@ -335,7 +419,7 @@ def test_whoever_is_not_root_is_told_what_is_lost(tmp_path: Path) -> None:
     os.close(handle)
     assert copied["failed"] == []
     lost = " ".join(copied["lost"])
-    for word in ("owners", "device nodes", "trusted.", "security."):
+    for word in ("owners", "device nodes", "of trusted", "of security"):
         assert word in lost
     assert (target / "large").stat().st_uid == 65534
     # Whose program it was to run as is gone: so is the right to run as them.

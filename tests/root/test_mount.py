@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from freezeframe.system.mounts import own_mounts
 from freezeframe.system.run import run
 from freezeframe.system.sysfs import disks, loop_backing_file
 from freezeframe.testing.disks import Part, Recipe, make_disk
-from freezeframe.testing.program import Client, finish
+from freezeframe.testing.program import PROGRAM, Client, finish
 from freezeframe.testing.proof import Sums, checksum_tree, collect, differences
 from freezeframe.testing.volumes import Survey, mounted_device
 
@@ -320,6 +321,51 @@ def test_unsuitable_folders(world: World, tmp_path: Path) -> None:
         assert "already" in client.run("mount", "latest", str(folder), code=2).stderr
     assert client.run("mount", "f" * 8, str(folder), code=1).stderr
     assert not is_mounted(folder)
+
+
+def test_without_fuse_it_says_what_lacks(world: World, tmp_path: Path) -> None:
+    (tmp_path / "shown").mkdir()
+    hidden = (
+        "mount -t tmpfs none /dev && mknod /dev/null c 1 3"
+        f" && exec {PROGRAM} mount latest {tmp_path / 'shown'}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", hidden],
+        env=world.client.environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"no FUSE" in done.stderr
+    assert b"modprobe fuse" in done.stderr
+
+
+def test_who_is_not_root_has_the_raw_files(world: World, tmp_path: Path) -> None:
+    # Where another user may go: pytest's folders are root's alone.
+    place = Path(tempfile.mkdtemp(prefix="freezeframe-user-"))
+    try:
+        shutil.copytree(world.client.repository, place / "repo")
+        folder = place / "shown"
+        folder.mkdir()
+        run(["chown", "-R", "nobody", str(place)])
+        as_nobody = ["setpriv", "--reuid=nobody", "--clear-groups"]
+        process = subprocess.Popen(
+            [*as_nobody, str(PROGRAM), "mount", "latest", str(folder)],
+            env=Client(place / "repo").environment() | {"HOME": str(place)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        _wait_until_said(process, b"fusermount3 -u")
+        raw = str(folder / world.name / "disk.img")
+        (digest,) = {
+            run(line).stdout.split()[0]
+            for line in ([*as_nobody, "sha256sum", raw], ["sha256sum", str(world.stored)])
+        }
+        assert digest
+        run([*as_nobody, "fusermount3", "-u", str(folder)])
+        assert finish(process).code == 0
+    finally:
+        shutil.rmtree(place)
 
 
 # -- attach -----------------------------------------------------------------------------

@@ -10,12 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freezeframe.access.cache import BlobCache
+from freezeframe.access.mount import ImageTree, tree_of_all
 from freezeframe.access.operations import TreeOperations
+from freezeframe.access.parts import file_name
 from freezeframe.access.private import PrivateLayer
 from freezeframe.access.tree import File, Folder, Link, small_file
 from freezeframe.block.memory import MemoryBlocks
 from freezeframe.core.errors import TargetUnsuitable, UnreadableRange
 from freezeframe.core.extents import Extents
+from freezeframe.core.units import CHUNK
+from freezeframe.testing.images import SparseDisk, save_image
+from freezeframe.testing.repositories import memory_repository
 
 _SIZE = 50_001
 _BASE = bytes((n * n + n // 251) % 251 for n in range(_SIZE))
@@ -153,3 +159,31 @@ def test_holes_are_found(tree: TreeOperations) -> None:
     assert tree.seek(number, 200, os.SEEK_DATA) == 300
     assert tree.seek(number, 300, os.SEEK_HOLE) == _SIZE
     assert _number(lambda: tree.seek(number, _SIZE, os.SEEK_DATA)) == errno.ENXIO
+
+
+def test_all_images_have_a_place() -> None:
+    repository = memory_repository()
+    disks = [SparseDisk(3 * CHUNK, {n: bytes([n + 1]) * CHUNK}) for n in range(3)]
+    images = [save_image(repository, disk)[0] for disk in disks]
+    with BlobCache() as cache:
+        tree = TreeOperations(tree_of_all([ImageTree(image, cache) for image in images]), print)
+        (host,) = set(tree.readdir("/", 0)) - {".", ".."}
+        names = sorted(set(tree.readdir(f"/{host}", 0)) - {".", "..", "latest"})
+        assert host == "here"
+        assert len(names) == 3
+        assert tree.readlink(f"/{host}/latest") in names
+        found = []
+        for name in names:
+            number = tree.open(f"/{host}/{name}/disk/disk.img", os.O_RDONLY)
+            found.append(tree.read("", 3 * CHUNK, 0, number))
+        expected = [b"".join(disk.chunks.get(n, bytes(CHUNK)) for n in range(3)) for disk in disks]
+        assert sorted(found) == sorted(expected)
+
+
+@given(st.text(max_size=300))
+def test_names_of_an_image_never_leave_their_folder(text: str) -> None:
+    name = file_name(text)
+    assert name not in ("", ".", "..")
+    assert "/" not in name
+    assert name.isascii()
+    assert len(name) <= 201

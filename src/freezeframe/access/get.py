@@ -24,7 +24,7 @@ from freezeframe.core.progress import Progress
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Errors after which no other file can be written either.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENODEV)
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)
 _SET_ID = modes.S_ISUID | modes.S_ISGID
 
 Names = tuple[bytes, ...]
@@ -257,7 +257,10 @@ class Copier:
         mode = modes.S_IMODE(stat.mode)
         if not self._own(stat, handle):
             mode &= ~_SET_ID
-        os.fchmod(handle, mode)
+        try:
+            os.fchmod(handle, mode)
+        except OSError as error:
+            self._lose("modes", error)
         self._attributes(place, handle)
         self._times(stat, handle)
 
@@ -267,7 +270,10 @@ class Copier:
         owned = self._own(stat, path)
         if not stat.is_link:
             mode = modes.S_IMODE(stat.mode)
-            self._set_mode(parent, name, mode if owned else mode & ~_SET_ID)
+            try:
+                self._set_mode(parent, name, mode if owned else mode & ~_SET_ID)
+            except OSError as error:
+                self._lose("modes", error)
         self._attributes(place, path)
         self._times(stat, path)
 
@@ -290,11 +296,19 @@ class Copier:
                 return True
             self.copied.lost["owners (only root may set them)"] += 1
             return False
-        if isinstance(target, int):
-            os.fchown(target, stat.uid, stat.gid)
-        else:
-            os.lchown(target, stat.uid, stat.gid)
+        try:
+            os.chown(target, stat.uid, stat.gid, follow_symlinks=isinstance(target, int))
+        except OSError as error:
+            self._lose("owners", error)
+            return False
         return True
+
+    def _lose(self, what: str, error: OSError) -> None:
+        """Count what the target does not keep; raises what means that it takes nothing more."""
+        # No room for an attribute is no full disk.
+        if error.errno in _HOPELESS and error.errno != errno.ENOSPC:
+            raise error
+        self.copied.lost[f"{what} ({os.strerror(error.errno or 0)})"] += 1
 
     def _attributes(self, place: Place, target: int | bytes) -> None:
         attributes: Mapping[bytes, bytes] = place.xattrs()
@@ -305,11 +319,8 @@ class Copier:
                 else:
                     os.setxattr(target, name, value, follow_symlinks=False)
             except OSError as error:
-                if error.errno in _HOPELESS and error.errno != errno.ENOSPC:
-                    raise
                 group = name.split(b".", 1)[0].decode("utf-8", "replace")
-                why = os.strerror(error.errno or 0)
-                self.copied.lost[f"extended attributes ({group}.…: {why})"] += 1
+                self._lose(f"extended attributes of {group}", error)
             except ValueError:
                 self.copied.lost["extended attributes (with names that cannot be)"] += 1
 

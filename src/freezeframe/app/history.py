@@ -43,21 +43,23 @@ def history(
     *,
     content: bool = False,
 ) -> Iterator[Version]:
-    """Follow a path through the images, oldest first.
+    """Follow a path through the images, oldest first, each machine's by themselves.
 
     What is called changed differs from the version before it in content; where that was not
     read (files over 64 MiB, unless `content`), in size or time of change.
     """
-    last: Version | None = None
+    # Each machine has a history of its own.
+    last: dict[str, Version] = {}
     with all_views(repository, names, progress) as views:
         for short, view in views:
             if isinstance(view, FreezeframeError):
                 yield Version(None, "unreadable", reason=view.message, image_id=short)
                 continue
-            version = _version(view, path, volume, last, content=content)
+            host = view.image.manifest.host.name
+            version = _version(view, path, volume, last.get(host), content=content)
             yield version
             if version.stat is not None or version.state == "gone":
-                last = version
+                last[host] = version
 
 
 def _version(

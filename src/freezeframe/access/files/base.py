@@ -152,6 +152,47 @@ class Node(Protocol):
         """Return extended attributes by full name, in the form `setxattr` takes."""
 
 
+class Searched:
+    """A node whose folders are gone through to find a name."""
+
+    __slots__ = ()
+
+    def lookup(self: Node, name: bytes) -> Node | None:
+        """Return what a folder has under a name."""
+        return next((entry.node for entry in self.entries() if entry.name == name), None)
+
+
+class SearchedByAnyCase:
+    """As `Searched`, where upper and lower case are the same; a name that is the same wins."""
+
+    __slots__ = ()
+
+    def lookup(self: Node, name: bytes) -> Node | None:
+        """Return what a folder has under a name."""
+        wanted = name.decode("utf-8", "surrogateescape").casefold()
+        found = None
+        for entry in self.entries():
+            if entry.name == name:
+                return entry.node
+            if found is None and entry.name.decode("utf-8", "surrogateescape").casefold() == wanted:
+                found = entry.node
+        return found
+
+
+class Plain:
+    """A node of a filesystem that has neither links nor attributes."""
+
+    __slots__ = ()
+
+    def read_link(self) -> bytes:
+        """Refuse."""
+        raise NotUnderstood("it is no symbolic link")
+
+    def xattrs(self) -> Mapping[bytes, bytes]:
+        """Return none."""
+        return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A name in a folder."""
@@ -178,23 +219,6 @@ class Filesystem(Protocol):
     @property
     def root(self) -> Node:
         """The folder at its top."""
-
-
-def by_name(node: Node, name: bytes) -> Node | None:
-    """Look a name up by going through the whole folder."""
-    return next((entry.node for entry in node.entries() if entry.name == name), None)
-
-
-def folded(node: Node, name: bytes) -> Node | None:
-    """Look a name up where upper and lower case are the same; one that is the same wins."""
-    wanted = name.decode("utf-8", "surrogateescape").casefold()
-    found = None
-    for entry in node.entries():
-        if entry.name == name:
-            return entry.node
-        if found is None and entry.name.decode("utf-8", "surrogateescape").casefold() == wanted:
-            found = entry.node
-    return found
 
 
 def stream(content: Content) -> Iterator[tuple[int, bytes]]:

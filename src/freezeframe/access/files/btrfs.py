@@ -16,6 +16,7 @@ from freezeframe.access.files.base import (
     InMemory,
     Node,
     Piece,
+    Plain,
     Stat,
     no_folder,
     read_small,
@@ -32,7 +33,6 @@ from freezeframe.access.files.btrfs_items import (
     parse_extent,
     parse_inode,
     parse_names,
-    parse_root,
     parse_subvolume,
 )
 from freezeframe.access.files.btrfs_tree import LAST, Key, Trees
@@ -43,7 +43,7 @@ from freezeframe.core.units import MIB
 from freezeframe.fs.base import Peers
 from freezeframe.fs.btrfs.chunks import ChunkMap
 from freezeframe.fs.btrfs.members import check_features, find_members, read_superblock
-from freezeframe.fs.btrfs.structs import MAGIC, MAGIC_AT, SUPERBLOCK_AT, TreeRoot
+from freezeframe.fs.btrfs.structs import MAGIC, MAGIC_AT, SUPERBLOCK_AT, TreeRoot, parse_root
 from freezeframe.fs.btrfs.trees import TreeReader
 from freezeframe.fs.btrfs.used import read_chunks
 from freezeframe.fs.crc32c import crc32c
@@ -111,7 +111,7 @@ class Btrfs:
             low = Key(subvolume, Kind.ROOT, 0)
             found = None
             for _, raw in self._trees.between(self._root_tree, low, low._replace(offset=LAST)):
-                found = parse_root(subvolume, raw)
+                found = parse_root(subvolume, raw, shared=True)
             if found is None:
                 raise NotUnderstood(f"btrfs without the subvolume {subvolume}")
             known = self._roots[subvolume] = found
@@ -309,7 +309,7 @@ class BtrfsNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Nothing:
+class Nothing(Plain):
     """An empty folder: where a snapshot has the name of a subvolume, and not what it held."""
 
     key: Hashable
@@ -327,17 +327,9 @@ class Nothing:
         del name
         return None
 
-    def read_link(self) -> bytes:
-        """Refuse: it is a folder."""
-        raise NotUnderstood("it is no symbolic link")
-
     def content(self) -> Content:
         """Refuse: it is a folder."""
         raise NotUnderstood("it is no regular file")
-
-    def xattrs(self) -> Mapping[bytes, bytes]:
-        """Return none."""
-        return {}
 
 
 def recognise(reader: Reader) -> bool:

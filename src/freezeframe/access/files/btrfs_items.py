@@ -11,15 +11,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from freezeframe.core.errors import NotUnderstood
-from freezeframe.fs.btrfs.structs import (
-    MAX_LEVEL,
-    ROOT_GENERATION_AT,
-    ROOT_ITEM_LEAST,
-    ROOT_LEVEL_AT,
-    ROOT_LOGICAL_AT,
-    TreeRoot,
-)
-from freezeframe.fs.probe import little
 
 
 class Kind(enum.IntEnum):
@@ -130,19 +121,6 @@ def parse_subvolume(raw: bytes) -> tuple[int, bytes]:
         raise _cut_short("a subvolume's name")
     folder, _, size = _SUBVOLUME.unpack_from(raw)
     return folder, raw[_SUBVOLUME.size : _SUBVOLUME.size + size]
-
-
-def parse_root(owner: int, raw: bytes) -> TreeRoot:
-    """Return where the tree of a subvolume begins; raises `NotUnderstood`."""
-    if len(raw) < ROOT_ITEM_LEAST or raw[ROOT_LEVEL_AT] > MAX_LEVEL:
-        raise NotUnderstood("btrfs with a root item that makes no sense")
-    return TreeRoot(
-        owner,
-        little(raw, ROOT_LOGICAL_AT, 8),
-        raw[ROOT_LEVEL_AT],
-        little(raw, ROOT_GENERATION_AT, 8),
-        shared=True,
-    )
 
 
 def parse_extent(raw: bytes) -> Extent:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import stat as modes
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from freezeframe.access.files.base import Content, Entry, Node, Stat, folded, no_folder
+from freezeframe.access.files.base import (
+    Content,
+    Entry,
+    Node,
+    Plain,
+    SearchedByAnyCase,
+    Stat,
+    no_folder,
+)
 from freezeframe.access.files.clusters import Chained, Heap, Table
 from freezeframe.access.files.fat import moment
 from freezeframe.block.base import Reader
@@ -60,7 +68,7 @@ class ExFat:
 
 
 @dataclass(frozen=True, slots=True)
-class ExFatNode:
+class ExFatNode(Plain, SearchedByAnyCase):
     """A file of an exFAT: its two entries, and where the first lies (0: the root)."""
 
     filesystem: ExFat
@@ -105,10 +113,6 @@ class ExFatNode:
             raise NotUnderstood("it is no regular file")
         return self._bytes()
 
-    def read_link(self) -> bytes:
-        """Refuse: exFAT has none."""
-        raise NotUnderstood("it is no symbolic link")
-
     def entries(self) -> Iterator[Entry]:
         """Give what a folder holds."""
         if not self._is_folder:
@@ -148,14 +152,6 @@ class ExFatNode:
                 data = self.filesystem.reader.read_at(start + done, step)
                 for at in range(0, step, ENTRY_SIZE):
                     yield start + done + at, data[at : at + ENTRY_SIZE]
-
-    def lookup(self, name: bytes) -> Node | None:
-        """Return what a folder has under a name; upper and lower case are the same."""
-        return folded(self, name)
-
-    def xattrs(self) -> Mapping[bytes, bytes]:
-        """Return none."""
-        return {}
 
 
 def _moment(raw: bytes, at: int, hundredths: int, zone: int) -> int:

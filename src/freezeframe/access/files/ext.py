@@ -21,8 +21,8 @@ from freezeframe.access.files.base import (
     Node,
     OnDisk,
     Piece,
+    Searched,
     Stat,
-    by_name,
     no_folder,
     read_small,
 )
@@ -193,7 +193,7 @@ class Mapped:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtNode:
+class ExtNode(Searched):
     """A file of an ext filesystem, by the number of its inode."""
 
     filesystem: Ext
@@ -287,10 +287,6 @@ class ExtNode:
             if number and name not in (b"", b".", b".."):
                 yield Entry(name, ExtNode(self.filesystem, number))
             at += length
-
-    def lookup(self, name: bytes) -> Node | None:
-        """Return what a folder has under a name."""
-        return by_name(self, name)
 
     def xattrs(self) -> Mapping[bytes, bytes]:
         """Return extended attributes."""

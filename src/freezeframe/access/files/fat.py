@@ -11,8 +11,9 @@ from freezeframe.access.files.base import (
     Content,
     Entry,
     Node,
+    Plain,
+    SearchedByAnyCase,
     Stat,
-    folded,
     no_folder,
 )
 from freezeframe.access.files.clusters import Chained, Heap, Table
@@ -77,7 +78,7 @@ class Fat:
 
 
 @dataclass(frozen=True, slots=True)
-class FatNode:
+class FatNode(Plain, SearchedByAnyCase):
     """A file of a FAT: its entry of 32 bytes, and where that lies (0: the root)."""
 
     filesystem: Fat
@@ -118,10 +119,6 @@ class FatNode:
         size = little(self.raw, 28, 4)
         return Chained(self.filesystem.heap, self._first, size, size)
 
-    def read_link(self) -> bytes:
-        """Refuse: FAT has none."""
-        raise NotUnderstood("it is no symbolic link")
-
     def entries(self) -> Iterator[Entry]:
         """Give what a folder holds."""
         if not self._is_folder:
@@ -154,14 +151,6 @@ class FatNode:
                 data = self.filesystem.reader.read_at(start + done, min(step, length - done))
                 for at in range(0, len(data) - ENTRY_SIZE + 1, ENTRY_SIZE):
                     yield start + done + at, data[at : at + ENTRY_SIZE]
-
-    def lookup(self, name: bytes) -> Node | None:
-        """Return what a folder has under a name; upper and lower case are the same."""
-        return folded(self, name)
-
-    def xattrs(self) -> Mapping[bytes, bytes]:
-        """Return none."""
-        return {}
 
 
 def moment(date: int, time: int, milliseconds: int = 0) -> int:

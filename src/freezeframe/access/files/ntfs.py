@@ -15,8 +15,8 @@ from freezeframe.access.files.base import (
     Node,
     OnDisk,
     Piece,
+    SearchedByAnyCase,
     Stat,
-    folded,
     no_folder,
     read_small,
 )
@@ -175,7 +175,7 @@ def _by_unit(runs: tuple[Run, ...]) -> Iterator[tuple[int, list[Run]]]:
 
 
 @dataclass(frozen=True, slots=True)
-class NtfsNode:
+class NtfsNode(SearchedByAnyCase):
     """A file of an NTFS, by the number of its record."""
 
     filesystem: Ntfs
@@ -328,10 +328,6 @@ class NtfsNode:
         for number in range(blocks.size // size):
             if used is not None and number // 8 < len(used) and used[number // 8] >> number % 8 & 1:
                 yield unprotect(volume.read(blocks, number * size, size), b"INDX"), 24
-
-    def lookup(self, name: bytes) -> Node | None:
-        """Return what a folder has under a name; upper and lower case are the same."""
-        return folded(self, name)
 
     def xattrs(self) -> Mapping[bytes, bytes]:
         """Return alternate streams up to 64 KiB as `user.NAME`, as ntfs-3g shows them."""

@@ -21,7 +21,7 @@ _FROZEN = (Consistency.FROZEN, Consistency.APPLICATION)
 
 @dataclass(eq=False)
 class Volume:
-    """A volume, opened when somebody wants its files."""
+    """A volume, opened when somebody wants its files. Not to be shared between threads."""
 
     #: What it is called: `sda/p2`, `sdb` (a whole disk), `vg0/root` (a logical volume).
     name: str
@@ -168,29 +168,19 @@ class _Groups:
     def open(self, window: Window, name: str) -> LogicalVolume:
         """Open a volume of the group that a region belongs to; raises `NotUnderstood`."""
         found = find_group(open_device(window), self._windows)
-        for volume in found.group.logical if found else ():
-            if found and volume.name == name:
-                self._check(volume.plain, name)
-                lacking = [
-                    stripe.physical
-                    for segment in volume.segments
-                    for stripe in segment.stripes
-                    if stripe.physical not in found.devices
-                ]
-                if lacking:
-                    raise NotUnderstood(
-                        f"{name} lies on a physical volume that is not in this image"
-                    )
-                return LogicalVolume(found.group, volume, found.devices, window.sector)
-        raise NotUnderstood(f"the volume group has no volume {name} any more")
-
-    def _check(self, plain: bool, name: str) -> None:
-        if not plain:
+        volume = next((v for v in found.group.logical if v.name == name), None) if found else None
+        if found is None or volume is None:
+            raise NotUnderstood(f"the volume group has no volume {name} any more")
+        if not volume.plain:
             raise NotUnderstood(
                 f"{name} is no plain volume (thin, snapshot, cache, RAID, …): files in it cannot be"
                 " read from the image",
                 hint="restore the disk, or attach the image, and use LVM's own tools",
             )
+        needed = {stripe.physical for each in volume.segments for stripe in each.stripes}
+        if not needed <= found.devices.keys():
+            raise NotUnderstood(f"{name} lies on a physical volume that is not in this image")
+        return LogicalVolume(found.group, volume, found.devices, window.sector)
 
     def peers(self) -> PeerList:
         """Return the regions among which members of a filesystem are looked for."""

@@ -20,8 +20,8 @@ from freezeframe.access.files.base import (
     Node,
     OnDisk,
     Piece,
+    Searched,
     Stat,
-    by_name,
     no_folder,
     read_small,
 )
@@ -247,7 +247,7 @@ class Mapped:
 
 
 @dataclass(frozen=True, slots=True)
-class XfsNode:
+class XfsNode(Searched):
     """A file of an XFS, by the number of its inode."""
 
     filesystem: Xfs
@@ -340,10 +340,6 @@ class XfsNode:
                 if len(rest) >= unit:
                     yield rest[:unit]
                     rest = rest[unit:]
-
-    def lookup(self, name: bytes) -> Node | None:
-        """Return what a folder has under a name."""
-        return by_name(self, name)
 
     def xattrs(self) -> Mapping[bytes, bytes]:
         """Return extended attributes."""

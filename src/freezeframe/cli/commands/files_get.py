@@ -87,7 +87,7 @@ def history(session: Session, path: str, images: tuple[str, ...], content: bool)
     """
     volume, _, rest = path.partition(":/") if not path.startswith("/") else ("", "", path[1:])
     table = Table(box=None, pad_edge=False)
-    for heading in ("image", "time", "state", "size", "modified", "sha256"):
+    for heading in ("image", "time", "host", "state", "size", "modified", "sha256"):
         table.add_column(heading, justify="right" if heading == "size" else "left")
     repository, output = session.settings.repository(), session.output
     damaged = False
@@ -107,6 +107,7 @@ def _fields(version: Version) -> dict[str, object]:
     return {
         "image": version.image_id,
         "time": image.manifest.created.isoformat() if image else None,
+        "host": image.manifest.host.name if image else None,
         "state": version.state,
         "size": None if stat is None else stat.size,
         "mtime_ns": None if stat is None else stat.mtime,
@@ -120,6 +121,7 @@ def _row(version: Version) -> tuple[str | Text, ...]:
     return (
         version.image_id,
         f"{image.manifest.created:%Y-%m-%d %H:%M:%S}" if image else "",
+        plain(image.manifest.host.name) if image else "",
         version.state,
         "" if stat is None else str(stat.size),
         "" if stat is None else moment(stat.mtime),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import click
@@ -82,4 +83,5 @@ def _tell(session: Session, options: MountOptions, shown: MountedImages) -> None
     session.output.show(f"{what} at {options.folder}, read-only")
     for each in shown.filesystems:
         session.output.show(f"  {each.folder}  {each.kind}")
-    session.output.show(f"ends with Ctrl-C, or: umount -R {options.folder}")
+    way = "umount -R" if os.geteuid() == 0 else "fusermount3 -u"
+    session.output.show(f"ends with Ctrl-C, or: {way} {options.folder}")

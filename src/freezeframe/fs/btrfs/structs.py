@@ -200,6 +200,14 @@ class TreeRoot:
     shared: bool = False
 
 
+def parse_root(owner: int, raw: bytes, *, shared: bool = False) -> TreeRoot:
+    """Return where a tree begins, from its root item; raises `NotUnderstood`."""
+    if len(raw) < ROOT_ITEM_LEAST or raw[ROOT_LEVEL_AT] > MAX_LEVEL:
+        raise NotUnderstood("btrfs with a root item that makes no sense")
+    logical, generation = little(raw, ROOT_LOGICAL_AT, 8), little(raw, ROOT_GENERATION_AT, 8)
+    return TreeRoot(owner, logical, raw[ROOT_LEVEL_AT], generation, shared)
+
+
 @dataclass(frozen=True, slots=True)
 class Superblock:
     """The superblock of one member."""

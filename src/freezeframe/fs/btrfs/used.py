@@ -35,14 +35,9 @@ from freezeframe.fs.btrfs.structs import (
     MAGIC,
     MAGIC_AT,
     MAGIC_UNFINISHED,
-    MAX_LEVEL,
     METADATA_ITEM,
     RESERVED,
-    ROOT_GENERATION_AT,
     ROOT_ITEM,
-    ROOT_ITEM_LEAST,
-    ROOT_LEVEL_AT,
-    ROOT_LOGICAL_AT,
     SUPERBLOCK_AT,
     SUPERBLOCK_SIZE,
     SUPERBLOCKS_AT,
@@ -50,10 +45,11 @@ from freezeframe.fs.btrfs.structs import (
     Superblock,
     TreeRoot,
     parse_device,
+    parse_root,
 )
 from freezeframe.fs.btrfs.trees import Records, TreeReader, item_data
 from freezeframe.fs.bulk import Gathered
-from freezeframe.fs.probe import little, peek
+from freezeframe.fs.probe import peek
 
 
 class Btrfs:
@@ -209,15 +205,7 @@ def _extents_of(items: Records, superblock: Superblock) -> tuple[Int64Array, Int
 
 
 def _extent_root(superblock: Superblock, trees: TreeReader) -> TreeRoot:
-    raw = trees.find(superblock.root_tree, (EXTENT_TREE, ROOT_ITEM))
-    if len(raw) < ROOT_ITEM_LEAST or raw[ROOT_LEVEL_AT] > MAX_LEVEL:
-        raise NotUnderstood("btrfs with a root item that makes no sense")
-    return TreeRoot(
-        EXTENT_TREE,
-        little(raw, ROOT_LOGICAL_AT, 8),
-        raw[ROOT_LEVEL_AT],
-        little(raw, ROOT_GENERATION_AT, 8),
-    )
+    return parse_root(EXTENT_TREE, trees.find(superblock.root_tree, (EXTENT_TREE, ROOT_ITEM)))
 
 
 KIND = Btrfs()
