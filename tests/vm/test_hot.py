@@ -49,7 +49,7 @@ def freezeframe(*arguments):
                           stdin=subprocess.DEVNULL, capture_output=True)
     print(*arguments, f"ended with {done.returncode} after {time.monotonic() - begun:.0f} s")
     print(done.stdout + done.stderr)
-    assert done.returncode == 0, arguments
+    assert done.returncode == 0, (arguments, done.stdout[-1500:], done.stderr[-1500:])
 
 def image(name, writer, *arguments):
     '''Image while a writer writes; say which records it must, and may, hold.'''
@@ -110,8 +110,8 @@ cp /usr/bin/a* /md; mkdir -p /efi/EFI/BOOT; cp /boot/vmlinuz* /efi/EFI/BOOT/BOOT
 ''')
 points = ("/wide", "/inside", "/md", "/btrfs")
 with running_writer(PAIR, *(f"{point}/records" for point in points)) as writer:
-    image("first", writer, "--max-pause", "1s", a, b, c, d, e, f)
-    image("volume", writer, "--max-pause", "1s", "/dev/vg/wide")
+    image("first", writer, "--max-pause", "1000", a, b, c, d, e, f)
+    image("volume", writer, "--max-pause", "1000", "/dev/vg/wide")
 for point in points:
     last_record(Path(point, "records"))
 sh("umount /repo")
