@@ -108,8 +108,9 @@ def test_no_instant_is_claimed_that_there_was_not(subvolumes: tuple[Path, ...]) 
                 first, second = (records_in(made[n] / "records") for n in ("one", "inside"))
                 assert first - 1 <= second <= first, (first, second)
             except ProviderFailed as error:
-                told += 1
-                assert "no common instant" in error.message
+                told += "no common instant" in error.message
+                if not told:
+                    raise
             finally:
                 provider.release()
             writer.wait_for_more()

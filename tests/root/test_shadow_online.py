@@ -8,14 +8,16 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from freezeframe.core.units import MIB
-from freezeframe.shadow import journal, providers
+from freezeframe.shadow import journal, providers, writers
 from freezeframe.shadow.leftovers import remove_kept
 from freezeframe.shadow.writers import settings
 from freezeframe.system.loop import attached
@@ -218,6 +220,67 @@ def test_a_backup_that_ends_in_its_window(
         assert "left by a program that died" in told
         assert hook.calls == ["freeze", "thaw"] * 2
     assert journal.running() == []
+
+
+@pytest.fixture
+def mailer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The writer of the documents, and the program it is for, as far as anybody can tell."""
+    ended = threading.Event()
+    with documented_module(PAGE, "mailer", tmp_path) as module:
+        monkeypatch.setattr(writers, "_OWN", {"mailer": "mailer:MailerKind"})
+
+        def run() -> None:
+            while not ended.wait(0.01):
+                hold, idle = module.SPOOL / "hold", module.SPOOL / "idle"
+                with contextlib.suppress(FileNotFoundError):
+                    if hold.exists():
+                        idle.touch()
+                    else:
+                        idle.unlink(missing_ok=True)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        yield module
+        ended.set()
+        thread.join()
+
+
+def test_what_a_writer_says_holds_for_the_volumes_of_its_data(
+    tmp_path: Path, program: Program, mailer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with two_disks(tmp_path) as (one, first, two, second):
+        (first / "spool" / "queue").mkdir(parents=True)
+        monkeypatch.setattr(mailer, "SPOOL", first / "spool")
+        (found,) = (r for r in program("--json", "writers").records if "paths" in r)
+        assert found["paths"] == [str(first / "spool")]
+        assert found["volumes"] == [one]
+        program("backup", one, two)
+        record = program("--json", "show", "latest").record("image")["manifest"]
+        assert [
+            region["consistency"]
+            for disk in record["disks"]  # type: ignore[index]
+            for region in disk["regions"]
+            if region["role"] == "whole"
+        ] == ["application-consistent", "frozen"]
+        assert "whole (ext4): application-consistent" in program("show", "latest").out
+        # Its data are not in this one, so nobody speaks of it.
+        program("backup", "--online", two)
+        record = program("--json", "show", "latest").record("image")["manifest"]
+        assert "shadow" not in record  # type: ignore[operator]
+        # Half of its data in the image is none: it is left out, and the image says so.
+        (second / "more").mkdir()
+        paths = (first / "spool", second / "more")
+        monkeypatch.setattr(mailer.Mailer, "paths", lambda _: paths)
+        told = program("backup", "--online", one)
+        assert "mailer is left out: not all of its data lie in the image" in told.err
+        assert "mailer left out" in told.out
+        record = program("--json", "show", "latest").record("image")["manifest"]
+        (writer,) = record["shadow"]["writers"]  # type: ignore[index]
+        assert writer["vote"] == "left out"
+        (whole,) = record["disks"][0]["regions"]  # type: ignore[index]
+        assert whole["consistency"] == "frozen"
+        refused = program("backup", "--online", one, "--writers", "mailer", code=2)
+        assert "do not all lie in the image" in refused.err
 
 
 @pytest.fixture

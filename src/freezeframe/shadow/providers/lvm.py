@@ -3,16 +3,17 @@
 LVM makes the store, an ordinary volume with a tag; the copy itself is made with the kernel's
 calls (see `layers`), not by `lvcreate --snapshot`, because that
 
-- takes one volume at a time, and freezes and thaws its filesystem itself: a filesystem that
-  is frozen already makes it fail (EBUSY, measured on Linux 6.1), and two volumes never stand
-  still at the same instant;
+- takes one volume at a time and freezes its filesystem itself. Where that is frozen already
+  it fails with EBUSY and leaves a table and a volume behind (`Manual intervention required`;
+  LVM 2.03.16 on Linux 6.1). It works if the volume was suspended without a freeze
+  (`dmsetup suspend --nolockfs`), but resumes it at once;
 - is a program that reads and writes files: it must not run while the root filesystem is
-  frozen.
+  frozen, and cannot while the root's volume is suspended.
 
-LVM does not know of the layer: `lvs` may complain of a table that it did not make, and
-`lvchange --refresh` or `lvextend` of the volume puts its own table back and ends the copy,
-which is noticed (`ShadowLost`). Neither harms the volume. The kernel asks for the size of a
-store whenever it needs more of it, so one that fills up is extended while it is in use.
+LVM does not know of the layer. `lvchange --refresh` or `lvextend` of the volume puts its own
+table back and ends the copy, which is noticed (`ShadowLost`) and does not harm the volume. The
+kernel asks for the size of a store whenever it needs more of it, so one that fills up is
+extended while it is in use.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """`lvm-thin`: snapshots of thin volumes. They share blocks, so nothing is copied beforehand.
 
-`lvcreate --snapshot` takes one volume at a time and suspends it with a freeze of its own, so
-it can neither be held together with others nor run while the root filesystem is frozen (see
-`lvm`). So the snapshot's volume is made by LVM beforehand, empty, which gives it a number in
-the pool and a place in LVM's metadata; and in the commit, while the origin is suspended, the
-pool is told to put a snapshot in the place of that number: `delete N`, `create_snap N ORIGIN`.
-LVM's view does not change by it (the pool's transaction number neither), and it removes the
-volume as any other.
+`lvcreate --snapshot` takes one volume at a time and freezes it itself. It fails with EBUSY
+where the filesystem is frozen, and with ENODATA where the volume is suspended already. One
+attempt of each left LVM's transaction number two ahead of the pool's, after which LVM made no
+more volumes in the pool and refused to activate it (`transaction_id is 1, while expected 3`;
+LVM 2.03.16 on Linux 6.1).
+
+So LVM makes the snapshot's volume beforehand, empty: that gives it a number in the pool and a
+place in LVM's metadata. In the commit, while the origin is suspended, the pool is told to put
+a snapshot in the place of that number: `delete N`, `create_snap N ORIGIN`. Neither LVM's
+metadata nor the pool's transaction change by it, and LVM removes the volume as any other.
 """
 
 from __future__ import annotations
