@@ -51,18 +51,18 @@ def set_up():
     sh("modprobe -a dm-mod dm-snapshot dm-thin-pool loop")
     sh(f"vgcreate -q -y vg {disk(0)}")
     for name in "ab":
-        sh(f"lvcreate -q -y -Wn -L 64M -n {name} vg")
+        sh(f"lvcreate -q -y -Wn -L 40M -n {name} vg")
         mount(f"/dev/vg/{name}", f"lvm-{name}")
     # Two stretches each: tables of more than one line.
     for number, name in enumerate("ab"):
         start = 2048 + number * 131072
         Path("/run/table").write_text(
-            f"0 65536 linear {disk(1)} {start}\n65536 65536 linear {disk(1)} {start + 65536}\n")
+            f"0 40960 linear {disk(1)} {start}\n40960 40960 linear {disk(1)} {start + 65536}\n")
         sh(f"dmsetup create plain-{name} /run/table")
         mount(f"/dev/mapper/plain-{name}", f"dm-{name}")
     sh(f"vgcreate -q -y pool {disk(2)}; lvcreate -q -y -L 256M -T pool/thin")
     for name in "ab":
-        sh(f"lvcreate -q -y -Wn -V 64M --thinpool pool/thin -n {name}")
+        sh(f"lvcreate -q -y -Wn -V 40M --thinpool pool/thin -n {name}")
         mount(f"/dev/pool/{name}", f"thin-{name}")
     sh("udevadm settle")
 
@@ -72,6 +72,7 @@ def ground(kind, **more):
 
 class TestLvm(ProviderContract):
     provider = LvmProvider
+    rounds = 1
     calls = (1, 2, 4)
 
     @contextlib.contextmanager
@@ -143,6 +144,7 @@ class TestLvm(ProviderContract):
 
 class TestThin(ProviderContract):
     provider = LvmThinProvider
+    rounds = 1
     calls = (1, 3, 7)
 
     @contextlib.contextmanager
@@ -155,6 +157,7 @@ class TestThin(ProviderContract):
 
 class TestDm(ProviderContract):
     provider = DmProvider
+    rounds = 1
     calls = (1, 2, 4)
 
     @contextlib.contextmanager
