@@ -4,16 +4,19 @@ Usage: python bench/writers.py [--runs 20] [--pairs 5] [--only WORD,WORD] [--rep
 
 Words of --only: postgresql, mariadb, redis, sqlite, throughput. Needs root, for loop devices.
 Nothing else should run meanwhile. Each database works on ext4 on a loop device of its own
-(PostgreSQL's log and MariaDB's binary log on a second one, XFS) under three sessions of small
-durable transactions, without a rest. Held is the time from asking the first writer to freeze
-until the last has thawed, the freeze of the filesystems in between; the longest transaction is
-what an application saw.
+(PostgreSQL's log and MariaDB's binary log on a second one, XFS) under sessions of small durable
+transactions, without a rest, and its disks are imaged online by the program, a process of its
+own, again and again. Held is what the image says of the window that counted: from asking the
+writer to freeze until it has thawed, the freeze of the filesystems in between. The longest
+transaction is what an application saw, of all that comes with an image.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import os
 import re
 import signal
 import statistics
@@ -39,9 +42,10 @@ from freezeframe.testing import databases
 from freezeframe.testing.databases import Running, as_postgres, postgres_tool
 from freezeframe.testing.frozen import MountedDisk, mounted_disk
 from freezeframe.testing.hot import untrack
+from freezeframe.testing.inprocess import PASSWORD
 from freezeframe.testing.ledger import load
-from freezeframe.testing.moment import take
 from freezeframe.testing.repositories import local_repository
+from peers import FREEZEFRAME
 
 _DOCS = Path(__file__).parent.parent / "docs" / "benchmarks-writers.md"
 _HELD = ("postgresql", "mariadb", "redis", "sqlite")
@@ -127,18 +131,50 @@ def _held(name: str, runs: int) -> Held:
         # SQLite has one writer at a time, and lets others starve.
         load(session, one, sessions=1 if name == "sqlite" else 3) as ledger,
     ):
+        program = _Program(place / "repository")
+        program("init")
         begun, before = time.monotonic(), sum(ledger.so_far())
         time.sleep(3)
         rate = (sum(ledger.so_far()) - before) / (time.monotonic() - begun)
-        for _ in range(runs):
-            time.sleep(0.5)
-            ledger.longest = 0.0
-            moment = take([writer], disks, None)
-            ledger.wait_for_more(3)
-            held.append(moment.held * 1000)
-            longest.append(ledger.longest * 1000)
-            print(f"  held {held[-1]:.0f} ms, longest {longest[-1]:.0f} ms", flush=True)
+        devices = [disk.device for disk in disks]
+        try:
+            for _ in range(runs):
+                time.sleep(1)
+                ledger.longest = 0.0
+                program("backup", *devices, "--writers", writer.name)
+                ledger.wait_for_more(3)
+                longest.append(ledger.longest * 1000)
+                held.append(program.held(writer.name))
+                print(f"  held {held[-1]:.0f} ms, longest {longest[-1]:.0f} ms", flush=True)
+        finally:
+            untrack(*devices)
     return Held(name, held, longest, rate)
+
+
+class _Program:
+    """The program, as a process of its own, on one repository."""
+
+    def __init__(self, repository: Path) -> None:
+        self._env = {
+            **os.environ,
+            "FREEZEFRAME_REPOSITORY": str(repository),
+            "FREEZEFRAME_PASSWORD": PASSWORD,
+        }
+
+    def __call__(self, *arguments: str) -> list[dict[str, object]]:
+        """Run it; return what it prints in JSON."""
+        command = [str(FREEZEFRAME), "--json", *arguments]
+        done = subprocess.run(command, env=self._env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def held(self, name: str) -> float:
+        """Return how long a writer was held for the latest image, in milliseconds."""
+        (image,) = [each for each in self("show", "latest") if each["message_type"] == "image"]
+        manifest = json.loads(json.dumps(image["manifest"]))
+        (vote,) = [each for each in manifest["shadow"]["writers"] if each["name"] == name]
+        return float(vote["freeze_ms"] + vote["held_ms"] + vote["thaw_ms"])
 
 
 def _writer_of(kind: WriterKind, folder: Path) -> Writer:

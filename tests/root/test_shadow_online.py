@@ -338,6 +338,13 @@ def test_a_plain_disk_and_a_copy_share_the_moment(
             for region in disk["regions"]
             if region["role"] == "whole"
         } == {"frozen"}
+        # Nothing for the engine itself: the window is there all the same.
+        with pair(second / "a", second / "b"):
+            alone = program("backup", "--online", two).out
+        assert "paused for" in alone
+        assert f"shadow copies: {two} by reflink" in alone
+        program("restore", "latest", "--to", tmp_path / "restored.raw", "--yes")
+        check_filesystem("ext4", tmp_path / "restored.raw")
         program.restic("check", "--read-data")
     assert hook.calls.count("freeze") == hook.calls.count("thaw") >= 2
     assert journal.running() == []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from freezeframe.app.backup import disk_record, new_manifest, pieces
 from freezeframe.backup import plan as plan_module
@@ -45,6 +47,12 @@ from freezeframe.repo.pack import BlobKind
 from freezeframe.repo.reader import BlobReader
 from freezeframe.repo.repository import Repository
 from freezeframe.repo.writer import BlobWriter
+from freezeframe.shadow import journal
+from freezeframe.shadow.coordinator import Coordinator, new_name
+from freezeframe.shadow.deadline import Deadline
+from freezeframe.shadow.providers.base import Wishes
+from freezeframe.shadow.scope import nothing
+from freezeframe.shadow.timeline import Limits
 from freezeframe.system.sysfs import Node
 from freezeframe.testing.hotworld import (
     BLOCK,
@@ -56,6 +64,7 @@ from freezeframe.testing.hotworld import (
     toy_map,
 )
 from freezeframe.testing.repositories import memory_repository
+from freezeframe.testing.shadow_faults import FaultyProvider, FaultyWriter, toy_volume
 
 #: Five chunks and a bit that is no whole granule.
 SIZE = 5 * MIB + 3 * GRANULE + 20 * KIB
@@ -120,6 +129,7 @@ class Images:
     filesystems: ToyFilesystems | None = None
     notes: tuple[str, ...] = ()
     bad: list[Extents] = field(default_factory=list)
+    company: Coordinator | None = None
 
     def __post_init__(self) -> None:
         self.freezer = ToyFreezer(self.worlds)
@@ -156,6 +166,7 @@ class Images:
                     content=lambda blob_id: blobs.read(BlobKind.DATA, blob_id),
                     flush=writer.flush,
                     now=lambda: dt.datetime.now().astimezone(),
+                    company=self.company,
                 )
             )
             result = engine.run()
@@ -238,6 +249,61 @@ def test_too_little_time(repository: Repository, seed: int, pause: float, choice
         except NotConverging:
             continue
         images.check(image)
+
+
+class Copying(FaultyProvider):
+    """Copies the worlds where it is told to make its copies."""
+
+    worlds: Sequence[World] = ()
+    copies: Sequence[NDArray[np.uint8]] = ()
+
+    def commit(self, deadline: Deadline) -> None:
+        super().commit(deadline)
+        assert all(world.frozen for world in self.worlds)
+        assert self.stage.file("w.frozen").exists()
+        self.copies = [world.data.copy() for world in self.worlds]
+
+
+@settings(max_examples=12, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    pause=st.sampled_from([0.0005, 0.01, 5]),
+    lacking=st.lists(st.booleans(), max_size=3),
+)
+def test_company_shares_the_freeze_that_counts(
+    repository: Repository, tmp_path: Path, seed: int, pause: float, lacking: list[bool]
+) -> None:
+    """Whatever freezes come before it: for short ones, or because something was lacking."""
+    folder = tmp_path / str(seed)
+    folder.mkdir(exist_ok=True)
+    worlds = [World(SIZE, seed, busy=0.08)]
+    name = new_name()
+    provider = Copying(name, [toy_volume()], Wishes(store=str(folder)))
+    provider.worlds = worlds
+    writer = FaultyWriter("w", provider.stage)
+    images = Images(repository, worlds, answers=tuple(lacking))
+    choices = HotSettings(
+        max_pause=pause, if_busy=IfBusy.SLOW_WRITERS, threads=1, residual_memory=8 * MIB,
+        back_off=False,
+    )  # fmt: skip
+    with (
+        mock.patch.object(journal, "RUNNING", tmp_path / "running"),
+        Coordinator(
+            nothing(), [writer], [provider], Limits(writers=60, commit=60), name
+        ) as images.company,
+    ):
+        try:
+            images.check(images.make(choices))
+        except NotConverging:
+            return
+        assert np.array_equal(provider.copies[0], images.freezer.copies[0])
+        images.company.finish()
+        images.company.release()
+    done = provider.stage.done
+    # What did not count was removed before the next was made, and nobody was asked in vain.
+    assert done.count("provider a: commit") == done.count("provider a: release")
+    assert done.count("writer w: freeze") <= done.count("writer w: thaw")
+    assert provider.stage.left() == []
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

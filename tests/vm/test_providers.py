@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from freezeframe.core.errors import FreezeError
-from freezeframe.shadow.providers.base import ProviderFailed, ShadowLost, Wishes
+from freezeframe.shadow.providers.base import ShadowLost, Volume, Wishes
 from freezeframe.shadow.providers import cow, lvmtools
 from freezeframe.shadow.providers.dm import DmProvider
 from freezeframe.shadow.providers.lvm import LvmProvider
@@ -31,7 +31,8 @@ from freezeframe.shadow.providers.lvm_thin import LvmThinProvider
 from freezeframe.testing.provider_contract import (
     Ground, ProviderContract, deadline, digest, volume_at, window,
 )
-from freezeframe.testing.frozen import eventually
+from freezeframe.system.sysfs import node_of
+from freezeframe.testing.frozen import eventually, running_writer
 
 def sh(command, ok=(0,)):
     done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True)
@@ -51,18 +52,18 @@ def set_up():
     sh("modprobe -a dm-mod dm-snapshot dm-thin-pool loop")
     sh(f"vgcreate -q -y vg {disk(0)}")
     for name in "ab":
-        sh(f"lvcreate -q -y -Wn -L 64M -n {name} vg")
+        sh(f"lvcreate -q -y -Wn -L 40M -n {name} vg")
         mount(f"/dev/vg/{name}", f"lvm-{name}")
     # Two stretches each: tables of more than one line.
     for number, name in enumerate("ab"):
         start = 2048 + number * 131072
         Path("/run/table").write_text(
-            f"0 65536 linear {disk(1)} {start}\n65536 65536 linear {disk(1)} {start + 65536}\n")
+            f"0 40960 linear {disk(1)} {start}\n40960 40960 linear {disk(1)} {start + 65536}\n")
         sh(f"dmsetup create plain-{name} /run/table")
         mount(f"/dev/mapper/plain-{name}", f"dm-{name}")
     sh(f"vgcreate -q -y pool {disk(2)}; lvcreate -q -y -L 256M -T pool/thin")
     for name in "ab":
-        sh(f"lvcreate -q -y -Wn -V 64M --thinpool pool/thin -n {name}")
+        sh(f"lvcreate -q -y -Wn -V 40M --thinpool pool/thin -n {name}")
         mount(f"/dev/pool/{name}", f"thin-{name}")
     sh("udevadm settle")
 
@@ -72,6 +73,7 @@ def ground(kind, **more):
 
 class TestLvm(ProviderContract):
     provider = LvmProvider
+    rounds = 1
     calls = (1, 2, 4)
 
     @contextlib.contextmanager
@@ -143,6 +145,7 @@ class TestLvm(ProviderContract):
 
 class TestThin(ProviderContract):
     provider = LvmThinProvider
+    rounds = 1
     calls = (1, 3, 7)
 
     @contextlib.contextmanager
@@ -155,6 +158,7 @@ class TestThin(ProviderContract):
 
 class TestDm(ProviderContract):
     provider = DmProvider
+    rounds = 1
     calls = (1, 2, 4)
 
     @contextlib.contextmanager
@@ -163,6 +167,49 @@ class TestDm(ProviderContract):
 
     def break_commit(self, provider):
         sh("dmsetup remove ff-test-0")
+
+    def test_volumes_without_a_filesystem(self):
+        """Whoever writes to the devices themselves is held from `hold` to `resume`."""
+        devices = ["/dev/mapper/raw-a", "/dev/mapper/raw-b"]
+        for device, start in zip(devices, (300000, 400000)):
+            sh(f"dmsetup create {device[12:]} --table '0 20480 linear {disk(1)} {start}'")
+        before = self.state()
+        with running_writer(RAW, *devices) as writer:
+            volumes = [Volume(node, node.size) for node in map(node_of, devices)]
+            provider = DmProvider("ff-test", volumes, Wishes(8 << 20, "memory"))
+            try:
+                provider.prepare(deadline())
+                provider.hold(deadline())
+                held = writer.written()
+                time.sleep(0.5)
+                assert writer.written() - held <= 1
+                provider.commit(deadline())
+                time.sleep(0.5)
+                assert writer.written() - held <= 1
+                provider.resume()
+                writer.wait_for_more()
+                one, two = (int.from_bytes(Path(each.path).read_bytes()[:8], "little")
+                            for each in provider.shadows())
+                print("numbers on the copies:", one, two)
+                assert one - 1 <= two <= one, (one, two)
+                provider.check()
+            finally:
+                provider.release()
+            writer.wait_for_more()
+        eventually(lambda: self.state() == before)
+        sh("dmsetup remove raw-a; dmsetup remove raw-b")
+
+RAW = """
+import mmap, os, sys
+files = [os.open(path, os.O_RDWR | os.O_DIRECT) for path in sys.argv[1:]]
+buffer, number = mmap.mmap(-1, 4096), 0
+while True:
+    buffer[:8] = number.to_bytes(8, "little")
+    for file in files:
+        os.pwrite(file, buffer, 0)
+    os.write(1, b".")
+    number += 1
+"""
 
 OWN = """
 import json, os, signal, sys, time

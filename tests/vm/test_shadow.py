@@ -21,6 +21,7 @@ from pathlib import Path
 from freezeframe.app.company import ShadowSettings
 from freezeframe.app.online import backup_online
 from freezeframe.app.shadow import create_set, delete_set, kept_sets
+from freezeframe.backup.hot.settings import HotSettings
 from freezeframe.core.progress import Silent
 from freezeframe.image.reader import ImageReader
 from freezeframe.shadow import journal
@@ -28,7 +29,7 @@ from freezeframe.shadow.discover import WriterChoice
 from freezeframe.shadow.timeline import Limits
 from freezeframe.system.loop import attached
 from freezeframe.testing.frozen import mounted_at
-from freezeframe.testing.hot import SETTINGS, last_record, pair, restore
+from freezeframe.testing.hot import last_record, pair, restore
 from freezeframe.testing.repositories import local_repository
 from freezeframe.testing.tracking import ensure_mounts
 
@@ -62,12 +63,19 @@ volumes = {"plain": disk(0), "thick": "/dev/vg/thick", "thin": "/dev/vg/thin",
            "dm": "/dev/tight/dm"}
 kinds = {"plain": "hot", "thick": "lvm", "thin": "lvm-thin", "dm": "dm"}
 repository = local_repository(memory / "repository")
+# Under emulation each call takes twenty times as long.
+SETTINGS = HotSettings(max_pause=4.0, freeze_limit=60, back_off=False, threads=2)
+began = time.monotonic()
+
+class Told(Silent):
+    def note(self, text):
+        print(f"{time.monotonic() - began:.1f} s: {text}")
 
 def records(names):
     shot = backup_online(
         repository,
         [volumes[name] for name in names],
-        Silent(),
+        Told(),
         SETTINGS,
         shadow=ShadowSettings(
             WriterChoice(auto=False),
@@ -89,17 +97,15 @@ def records(names):
         target.unlink()
     return found, manifest
 
-for first, second in [("plain", "thick"), ("thick", "plain"), ("thick", "thin"), ("dm", "plain"),
-                      ("thin", "dm")]:
+for first, second in [("plain", "thick"), ("thick", "thin"), ("dm", "plain")]:
     ways = [Path("/m", name, "records") for name in (first, second)]
     for way in ways:
         way.unlink(missing_ok=True)
     with pair(*ways):
         (one, two), manifest = records((first, second))
     assert two in (one, one - 1), (first, second, one, two)
-    for step in manifest.shadow.steps:
-        print(first, second, step.name, step.ms)
-    print(first, second, one, two, manifest.hot.pause_ms)
+    steps = ", ".join(f"{step.name} {step.ms:.0f}" for step in manifest.shadow.steps)
+    print(f"{time.monotonic() - began:.1f} s: {first} {second}: {one} {two}; ms: {steps}")
     # Nothing is left, and the volumes are as they were.
     assert journal.running() == []
     assert "ff-" not in sh("dmsetup ls; lvs --noheadings -o lv_name")

@@ -110,7 +110,7 @@ class Ground:
     points: tuple[Path, Path]
     #: What the provider copies: one volume, or both.
     volumes: tuple[Volume, ...]
-    #: For a set whose store overflows when 24 MiB are written; None where there is no store.
+    #: For a set whose store overflows when 12 MiB are written; None where there is no store.
     small: Wishes | None = None
     wishes: Wishes = field(default_factory=Wishes)
 
@@ -193,7 +193,9 @@ class ProviderContract:
     """The suite."""
 
     provider: ClassVar[type[Provider]]
-    #: Steps at which the program is killed, besides those every provider has.
+    #: So many copies are made one after the other by the test of the point in time.
+    rounds: ClassVar[int] = 2
+    #: Calls of device-mapper in a commit before which the program is killed.
     calls: ClassVar[tuple[int, ...]] = ()
 
     @contextlib.contextmanager
@@ -257,7 +259,7 @@ class ProviderContract:
     def test_one_point_in_time(self, place: Ground) -> None:
         """A record on the second filesystem is never missing on the first."""
         with pairs_written(place.points) as writer:
-            for _ in range(2):
+            for _ in range(self.rounds):
                 provider = self.make(place)
                 try:
                     provider.prepare(deadline())
@@ -408,7 +410,7 @@ class ProviderContract:
             return
         with pairs_written(place.points) as writer:
             flood = place.points[0] / "flood"
-            with running_writer(_FLOOD, flood, str(48 * MIB)) as flooding:
+            with running_writer(_FLOOD, flood, str(16 * MIB)) as flooding:
                 provider = self.make(place, place.small)
                 try:
                     provider.prepare(deadline())

@@ -35,8 +35,8 @@ class MappedProvider(Provider):
     for what is under way; a suspend that freezes by itself fails with EBUSY then (Linux 6.1),
     and knows neither a btrfs of several devices nor what lies on a file of another filesystem.
     Volumes without a filesystem are suspended from `hold` to `resume`; the others only for
-    the moment of the commit, because nothing writes to them anyway, and because their own
-    volume may be the one beneath the root filesystem.
+    the moment of the commit, because nothing writes to them anyway, and because one of them
+    may be the one beneath the root filesystem.
 
     The calls in between are ioctls of this process, whose memory is filled and held before:
     no program can be started, and no page read, while the root's volume is suspended.
@@ -92,7 +92,7 @@ class MappedProvider(Provider):
             suspension.arm(deadline)
             self._ready(suspension.mapper)
             for index, volume in enumerate(self.volumes):
-                if not volume.filesystems:
+                if self._held_throughout(volume):
                     suspension.suspend(index)
 
     def commit(self, deadline: Deadline) -> None:
@@ -105,8 +105,15 @@ class MappedProvider(Provider):
             self._copy(suspension.mapper)
             self._committed = True
             for index, volume in enumerate(self.volumes):
-                if volume.filesystems:
+                if not self._held_throughout(volume):
                     suspension.resume_one(index)
+
+    def _held_throughout(self, volume: Volume) -> bool:
+        """Whether it is suspended from `hold` to `resume`, and not only in the commit.
+
+        What is beneath this very program is not: others have to work in between.
+        """
+        return not volume.filesystems and not self._under_us
 
     def resume(self) -> None:
         """Resume what is suspended; without a commit, with the table it had."""
