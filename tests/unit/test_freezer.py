@@ -87,9 +87,16 @@ def filesystem(**changed: object) -> MountedFilesystem:
 def test_the_same_at_two_moments() -> None:
     before = OnDisks((filesystem(),), ("8:0",))
     assert before.same_as(OnDisks((filesystem(point="/elsewhere"),), ("8:0",)))
-    for changed in ({"read_only": True}, {"device": "8:2"}, {"numbers": frozenset()}):
+    for changed in (
+        {"read_only": True},
+        {"device": "8:2"},
+        {"bottom": frozenset({"8:0"})},
+        {"devices": ("/dev/sda2",)},
+    ):
         assert not before.same_as(OnDisks((filesystem(**changed),), ("8:0",)))
     assert not before.same_as(OnDisks((), ("8:0",)))
+    # Copy-on-write that was put beneath it is no other filesystem.
+    assert before.same_as(OnDisks((filesystem(numbers=frozenset({"253:7"})),), ("8:0",)))
 
 
 def test_times_of_a_window() -> None:

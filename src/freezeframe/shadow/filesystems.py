@@ -49,6 +49,8 @@ class MountedFilesystem:
     freezes: bool
     #: Other filesystems of the set (`device`) that hold files it lies on.
     sits_on: frozenset[str] = frozenset()
+    #: Those of `numbers` that are made of no others: disks and partitions at the bottom.
+    bottom: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,11 @@ class OnDisks:
         """Whether the same filesystems, as writable, were there at both moments."""
         return self._identity() == other._identity()
 
-    def _identity(self) -> set[tuple[str, str, bool, frozenset[str]]]:
-        # One that is read-only is not frozen, so it may come and go.
+    def _identity(self) -> set[tuple[str, str, frozenset[str], frozenset[str]]]:
+        # One that is read-only is not frozen, so it may come and go. What lies between it and
+        # the bottom may too: copy-on-write is put beneath a volume, and taken away.
         writable = (f for f in self.filesystems if not f.read_only)
-        return {(f.device, f.kind, f.read_only, f.numbers) for f in writable}
+        return {(f.device, f.kind, frozenset(f.devices), f.bottom) for f in writable}
 
 
 def find_filesystems(disks: Sequence[Node], stack: Stack | None = None) -> OnDisks:
@@ -192,4 +195,5 @@ def _described(mounts: list[Mount], own: list[Node], below: Below) -> MountedFil
         read_only=first.read_only,
         freezes=first.kind.partition(".")[0] not in _NO_FREEZING,
         sits_on=frozenset(below.filesystems),
+        bottom=frozenset(node.number for node in below.nodes.values() if not node.slaves()),
     )
