@@ -88,16 +88,17 @@ a, b, c, d, e, f = [disk(f"disk{number}") for number in range(1, 7)]
 sh(f'''
 modprobe -a dm-mod dm-crypt raid1 vfat xfs btrfs
 vgcreate -q -y vg {a} {b}
-lvcreate -q -y -Wn -L 400M -n secret vg {b}
+lvcreate -q -y -Wn -L 340M -n secret vg {b}
 lvcreate -q -y -Wn -l 100%FREE -n wide vg
 mkfs.ext4 -q /dev/vg/wide
 echo secret > /run/key
 cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 /dev/vg/secret /run/key
 cryptsetup open --key-file /run/key /dev/vg/secret inside
 mkfs.xfs -q -f /dev/mapper/inside
-for x in {c} {d}; do printf 'label: gpt\nsize=120MiB\nsize=40MiB, type=uefi\n' | sfdisk -q $x; done
+for x in {c} {d}; do printf 'label: gpt\nsize=64MiB\nsize=40MiB, type=uefi\n' | sfdisk -q $x; done
 udevadm settle
-mdadm --create /dev/md7 --run --quiet --level=1 --raid-devices=2 --metadata=1.2 {c}1 {d}1
+mdadm --create /dev/md7 --run --quiet --assume-clean --metadata=1.2 \
+  --level=1 --raid-devices=2 {c}1 {d}1
 mkfs.ext4 -q /dev/md7
 mkfs.vfat {c}2
 mkfs.btrfs -q -f -d single -m raid1 {e} {f}
@@ -228,7 +229,7 @@ def on_root(disk: Path, *, read_only: bool = True) -> Iterator[Path]:
 
 def test_disks_in_stacks_at_one_moment(tmp_path: Path) -> None:
     """LVM over two disks, LUKS in it, md, btrfs over two disks and FAT, in one image."""
-    sizes = (200, 500, 168, 168, 160, 160)
+    sizes = (160, 440, 112, 112, 128, 128)
     kept = LabDisk(GIB, file=tmp_path / "repository.raw")
     disks = [kept, *(size * MIB for size in sizes)]
     said = run_in_lab(_STACKS, disks=disks, packages=_NEEDED, timeout=900)
@@ -252,7 +253,7 @@ def test_disks_in_stacks_at_one_moment(tmp_path: Path) -> None:
         ):
             least, most = may_hold(said, "volume")
             assert least <= last_record(tmp_path / "volume/records") <= most
-    told = run_in_lab(_TOGETHER, disks=restored, packages=("msgspec", "numpy"), timeout=600)
+    told = run_in_lab(_TOGETHER, disks=restored, packages=_NEEDED, timeout=600)
     print(told)
     found = re.search(r"^records: (.*)$", told, re.MULTILINE)
     assert found is not None
