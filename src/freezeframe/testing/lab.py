@@ -23,6 +23,7 @@ from typing import Literal
 import freezeframe
 from freezeframe.core.errors import ToolFailed, ToolMissing
 from freezeframe.core.units import GIB, MIB
+from freezeframe.system.mounts import own_mounts
 from freezeframe.system.run import run, search_path, which
 from freezeframe.testing import machine
 
@@ -71,12 +72,20 @@ def lab_system(cache: Path | None = None) -> Lab:
     with machine._locked(folder / "lab.lock"):
         if not place.exists():
             for old in folder.glob("lab-*"):
-                shutil.rmtree(old)
+                _remove(old)
             unfinished = place.with_suffix(".part")
             unfinished.mkdir()
             _build(unfinished)
             unfinished.rename(place)
     return Lab(place / "disk.raw", place / "vmlinuz", place / "initrd.img")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; what a build that was killed has mounted in it is unmounted before."""
+    mounted = [mount.point for mount in own_mounts() if Path(mount.point).is_relative_to(folder)]
+    for point in reversed(mounted):
+        run(("umount", point))
+    shutil.rmtree(folder)
 
 
 def _build(folder: Path) -> None:
