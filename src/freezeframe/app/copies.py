@@ -56,16 +56,17 @@ class Copies:
         self.nodes: list[Node] = [each.volume.node for _, each in chosen]
         self.sizes = [each.volume.size for _, each in chosen]
         self._paths = [as_text(Path(path).absolute()) for path, _ in chosen]
-        self._stack = stack
         #: The volumes as they are now, moving: to find out what they were before.
-        self.live = [self._source(number, node.path) for number, node in enumerate(self.nodes)]
+        self.live = [
+            self._source(number, node.path, stack) for number, node in enumerate(self.nodes)
+        ]
         self._states = [
             _states(node, source) for node, source in zip(self.nodes, self.live, strict=True)
         ]
 
-    def _source(self, number: int, path: str) -> Source:
+    def _source(self, number: int, path: str, stack: ExitStack) -> Source:
         about = describe_source(self.nodes[number].path)
-        reader = self._stack.enter_context(open_shared(path))
+        reader = stack.enter_context(open_shared(path))
         return Source(reader, self._paths[number], about.model, about.serial)
 
     def store(
@@ -85,20 +86,22 @@ class Copies:
         by_number = {shadow.volume.node.number: shadow for shadow in shadows}
         sources: list[Source] = []
         states: list[dict[int, RegionState]] = []
-        for number, node in enumerate(self.nodes):
-            shadow = by_number.get(node.number)
-            if shadow is None or not shadow.is_device:
-                raise FreezeframeError(
-                    f"{node.path} has no shadow copy that could be imaged",
-                    hint="choose another provider: --provider VOLUME=hot",
-                )
-            sources.append(self._source(number, shadow.path))
-            states.append(_agreed(self._states[number], _states(node, sources[-1])))
-        plans = _plan(sources, states, taken)
-        progress.start("copy", sum(plan.to_read.total for plan in plans))
-        unreadable = store_chunks(
-            plans, image, _Checking(progress, check), threads=threads, first=self.first
-        )
+        # Closed at the end: a copy that is open cannot be removed.
+        with ExitStack() as opened:
+            for number, node in enumerate(self.nodes):
+                shadow = by_number.get(node.number)
+                if shadow is None or not shadow.is_device:
+                    raise FreezeframeError(
+                        f"{node.path} has no shadow copy that could be imaged",
+                        hint="choose another provider: --provider VOLUME=hot",
+                    )
+                sources.append(self._source(number, shadow.path, opened))
+                states.append(_agreed(self._states[number], _states(node, sources[-1])))
+            plans = _plan(sources, states, taken)
+            progress.start("copy", sum(plan.to_read.total for plan in plans))
+            unreadable = store_chunks(
+                plans, image, _Checking(progress, check), threads=threads, first=self.first
+            )
         # Only now is it known that what was read was what the copies were to hold.
         check()
         return Copied(plans, tuple(states), unreadable)

@@ -152,9 +152,11 @@ def run_in_lab(
         )
     code = re.search(r"^lab: exit=(\d+)$", said, re.MULTILINE)
     if code is None or code[1] != "0":
-        # What the script said last is what the error's one line shows.
+        # What the script said last is what the error's one line shows; the rest stands below.
         told = f"{booting[-4000:]}\n{ended}\n{said[: code.start() if code else None]}"
-        raise ToolFailed("the script in the machine", int(code[1]) if code else -1, told)
+        failure = ToolFailed("the script in the machine", int(code[1]) if code else -1, told)
+        failure.add_note(told)
+        raise failure
     return said[: code.start()]
 
 
