@@ -216,10 +216,10 @@ def clean_up(progress: Progress) -> None:
 
 
 def _providers(name: str, chosen: Sequence[Chosen], wishes: Wishes) -> list[Provider]:
-    """Make one provider of each kind, for all of its volumes."""
+    """Make one provider of each kind, for all of its volumes; none names things as another does."""
     kinds = {each.kind: each.provider for each in chosen if each.provider is not None}
     return [
-        kind(name, [each.volume for each in chosen if each.kind == word], wishes)
+        kind(f"{name}-{word}", [each.volume for each in chosen if each.kind == word], wishes)
         for word, kind in kinds.items()
     ]
 

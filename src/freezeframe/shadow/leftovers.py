@@ -136,6 +136,7 @@ def _strays(folder: Path | None) -> Iterator[Cleaned]:
             continue
         for record in records:
             name = record.get("name", "")
-            if name and name not in known:
+            # Each provider of a set has a name that begins with the set's.
+            if name and not any(name == one or name.startswith(f"{one}-") for one in known):
                 entry = ProviderEntry(kind=kind.kind, record=dict(record))
                 yield _clean_one(name, entry, {kind.kind: kind})
