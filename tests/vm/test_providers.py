@@ -145,6 +145,7 @@ class TestLvm(ProviderContract):
 
 class TestThin(ProviderContract):
     provider = LvmThinProvider
+    test_two_sets_of_the_same_volumes = None
     rounds = 1
     calls = (1, 3, 7)
 
@@ -157,7 +158,11 @@ class TestThin(ProviderContract):
         sh(f"dmsetup message pool-thin-tpool 0 'delete {number}'")
 
 class TestDm(ProviderContract):
+    """What differs from `lvm` is where the stores lie; the rest is left to TestLvm."""
+
     provider = DmProvider
+    test_killed_at_each_step = None
+    test_two_sets_of_the_same_volumes = None
     rounds = 1
     calls = (1, 2, 4)
 
@@ -261,26 +266,26 @@ provider.release()
 print("done")
 """
 
+@pytest.fixture(scope="module")
+def system():
+    sh(f"dmsetup create sys --table '0 1000000 linear {disk(3)} 0'")
+    root = mount("/dev/mapper/sys", "sys")
+    sh("tar -C / -cf - --exclude=usr/lib/modules --exclude=usr/share "
+       "--exclude=usr/lib/firmware --exclude=usr/lib/systemd "
+       "usr bin lib lib64 sbin "
+       f"| tar -C {root} -xf -")
+    sh(f"mkdir {root}/opt {root}/dev {root}/proc {root}/sys {root}/run {root}/etc; "
+       f"cp -r /run/lab/freezeframe /run/lab/msgspec* {root}/opt; touch {root}/before; "
+       f"for x in dev proc sys run; do mount --rbind /$x {root}/$x; done")
+    for package in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py"):
+        sh(f"cp -r /run/lab/{package} {root}/opt")
+    (root / "opt/own.py").write_text(OWN)
+    before = sh("dmsetup table")
+    yield root
+    eventually(lambda: sh("dmsetup table") == before)
+
 class TestOwnVolume:
     """The volume that is suspended holds the program, its Python and its libraries."""
-
-    @pytest.fixture(scope="class")
-    def system(self):
-        sh(f"dmsetup create sys --table '0 1000000 linear {disk(3)} 0'")
-        root = mount("/dev/mapper/sys", "sys")
-        sh("tar -C / -cf - --exclude=usr/lib/modules --exclude=usr/share "
-           "--exclude=usr/lib/firmware --exclude=usr/lib/systemd "
-           "usr bin lib lib64 sbin "
-           f"| tar -C {root} -xf -")
-        sh(f"mkdir {root}/opt {root}/dev {root}/proc {root}/sys {root}/run {root}/etc; "
-           f"cp -r /run/lab/freezeframe /run/lab/msgspec* {root}/opt; touch {root}/before; "
-           f"for x in dev proc sys run; do mount --rbind /$x {root}/$x; done")
-        for package in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "py.py"):
-            sh(f"cp -r /run/lab/{package} {root}/opt")
-        (root / "opt/own.py").write_text(OWN)
-        before = sh("dmsetup table")
-        yield root
-        eventually(lambda: sh("dmsetup table") == before)
 
     def run(self, root, way):
         return subprocess.run(
