@@ -11,22 +11,27 @@ from hypothesis import settings
 settings.register_profile("freezeframe", deadline=None, print_blob=True)
 settings.load_profile("freezeframe")
 
-#: Long, and each of these rooms one after the other: they share the machine's devices, or
-#: take both its cores. Begun first, so that the many short ones fill what is left.
-_IN_A_ROW = ("root", "vm")
+#: Begun first, in this order: what is long, so that the many short ones fill what is left.
+_FIRST = ("root", "test_providers", "test_hot", "test_tracking", "vm")
 
 
+# Before xdist's own, which writes the groups into the tests' names.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one process runs in a row, where there are several (`pytest -n 2`)."""
+    """Say which tests one process runs in a row, where there are several (`pytest -n 2`).
+
+    All that share this machine's devices; otherwise those of a file.
+    """
     here = Path(__file__).parent
 
-    def room(item: pytest.Item) -> str:
-        return item.path.relative_to(here).parts[0]
+    def group(item: pytest.Item) -> str:
+        return "root" if item.path.is_relative_to(here / "root") else str(item.path)
 
     def turn(item: pytest.Item) -> int:
-        return _IN_A_ROW.index(room(item)) if room(item) in _IN_A_ROW else len(_IN_A_ROW)
+        room = item.path.relative_to(here).parts[0]
+        names = {room} if room == "root" else {room, item.path.stem} if room == "vm" else set()
+        return min((_FIRST.index(name) for name in names if name in _FIRST), default=len(_FIRST))
 
     items.sort(key=turn)
     for item in items:
-        group = room(item) if room(item) in _IN_A_ROW else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group(item)))

@@ -321,6 +321,6 @@ if __name__ == "__main__":
 
 
 def test_the_contract_of_lvm_thin_and_dm() -> None:
-    said = run_in_lab(_CONTRACT, disks=[512 * MIB] * 4, packages=_NEEDED, timeout=900)
+    said = run_in_lab(_CONTRACT, disks=[512 * MIB] * 4, packages=_NEEDED, timeout=1500)
     print(said)
     assert " passed" in said
