@@ -41,9 +41,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: one for what needs devices in a row, one for all else (tests/conftest.py).
+# Two processes, shared out by tests/conftest.py.
 test: setup packages
-	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: setup packages-bench
 	$(AS_ROOT) $(BIN)/python bench/run.py || [ $$? = 1 ]
