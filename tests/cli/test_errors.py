@@ -73,6 +73,16 @@ def test_sources_that_are_none(program: Program, tmp_path: Path) -> None:
     assert "no images yet" in program("images").out
 
 
+def test_what_only_disks_in_use_can_have(program: Program, disk: Path) -> None:
+    program("init")
+    for option in ("--writers=postgresql", f"--provider={disk}=lvm"):
+        said = program("backup", "--offline", option, disk, code=2).err
+        assert "in use" in said
+        assert option.partition("=")[0] in said
+    assert "no images yet" in program("images").out
+    program("backup", "--offline", "--writers", "none", disk)
+
+
 def test_no_such_image(program: Program, disk: Path) -> None:
     program("init")
     assert "no image yet" in program("show", "latest", code=1).err

@@ -100,6 +100,16 @@ def shadow_settings() -> ShadowSettings:
     )
 
 
+def refuse_offline() -> None:
+    """Raise `UsageError` where they ask for what an image of disks nobody uses cannot have."""
+    for name, option in (("writers", "--writers"), ("providers", "--provider")):
+        if any(word not in ("auto", "none") for word in _words(name)):
+            raise UsageError(
+                f"{option} is for images of disks in use, and this one is made offline",
+                hint="leave it out; or make the image online, of devices",
+            )
+
+
 def _words(name: str) -> Sequence[str]:
     """Return an option that may be repeated; commas divide as well."""
     value = kept().get(name)

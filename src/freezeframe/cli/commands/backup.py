@@ -9,7 +9,7 @@ import msgspec
 
 from freezeframe.cli.hot_options import hot_options, hot_settings
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.shadow_options import shadow_options, shadow_settings
+from freezeframe.cli.shadow_options import refuse_offline, shadow_options, shadow_settings
 from freezeframe.core.units import human_size, human_time
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def command(
         session.output.note(reason)
     every = 1 if check_all else DECOMPRESS_EVERY
     if choice.mode is Mode.OFFLINE:
+        refuse_offline()
         result = backup_offline(
             repository,
             choice.paths,
