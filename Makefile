@@ -41,9 +41,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes, shared out by tests/conftest.py.
+# Two processes, shared out by tests/conftest.py; then the virtual machines, each of which takes
+# both cores.
 test: setup packages
-	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+	  tests/unit tests/contract tests/cli tests/root
+	$(AS_ROOT) $(BIN)/python -m pytest tests/vm
 
 bench: setup packages-bench
 	$(AS_ROOT) $(BIN)/python bench/run.py || [ $$? = 1 ]

@@ -34,19 +34,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the room that one process has to itself; put machines' tests between the others.
-
-    A machine keeps a core and more busy for minutes, so two at once gain nothing, and one that
-    is left for the end is waited for.
-    """
-    rooms: dict[str, dict[Path, list[pytest.Item]]] = {"root": {}, "vm": {}, "": {}}
-    for item in items:
-        room = item.path.relative_to(_HERE).parts[0]
-        rooms[room if room in rooms else ""].setdefault(item.path, []).append(item)
-    machines, rest = list(rooms["vm"].values()), list(rooms[""].values())
-    every = max(len(rest) // max(len(machines), 1), 1)
-    order = list(rooms["root"].values())
-    for number, machine in enumerate(machines):
-        order += [machine, *rest[number * every : (number + 1) * every]]
-    order += rest[len(machines) * every :]
-    items[:] = [item for file in order for item in file]
+    """Begin with the room that one process has to itself: it takes longest."""
+    items.sort(key=lambda item: not item.path.is_relative_to(_HERE / "root"))

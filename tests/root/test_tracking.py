@@ -154,7 +154,14 @@ def test_each_change_beneath_a_filesystem(tmp_path: Path, kind: str, force_class
         drop_caches(device)
         changed = changed_granules(before, content(device))
         assert changed.size > 100
-        assert_all_marked(changed, tracker.harvest())
+        marked = tracker.harvest()
+        if force_classic:
+            # While another BPF program runs on a processor the kernel leaves ours out there: a
+            # mark may be missing, which is why such an increment is never trusted.
+            missed = np.setdiff1d(changed, marked)
+            assert missed.size <= changed.size // 50, f"{missed.size} of {changed.size}"
+        else:
+            assert_all_marked(changed, marked)
         assert tracker.broken() == ()
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -105,8 +106,14 @@ class MariaDBApplication(Served):
             "SELECT CONCAT('KILL ', id, ';') FROM information_schema.processlist"
             " WHERE id <> CONNECTION_ID() AND command = 'Sleep';"
         )
-        for line in self.client.ask(kill, Deadline.after(60)):
-            self.client.ask(line, Deadline.after(60))
+        # A session may be about to sleep, and one that is killed takes a moment to be gone.
+        deadline, cut = Deadline.after(60), False
+        while (lines := list(self.client.ask(kill, deadline))) or not cut:
+            for line in lines:
+                self.client.ask(line, deadline)
+                cut = True
+            deadline.check("cutting the connection")
+            time.sleep(0.05)
 
     @contextlib.contextmanager
     def blocked(self) -> Iterator[None]:
