@@ -43,6 +43,17 @@ def which(tool: str) -> str | None:
     return shutil.which(tool, path=search_path())
 
 
+def _prepared(command: Sequence[str], purpose: str) -> tuple[str, str, dict[str, str]]:
+    """Return where a program is, the line to be logged and told, and its environment."""
+    path = which(command[0])
+    if path is None:
+        package, use = package_of(command[0])
+        raise ToolMissing(command[0], package, purpose or use)
+    line = shlex.join(command)
+    log.debug("+ %s", line)
+    return path, line, dict(os.environ, LC_ALL="C", PATH=search_path())
+
+
 def run(
     command: Sequence[str],
     *,
@@ -57,13 +68,7 @@ def run(
     Raises `ToolMissing` where it is not installed, `ToolFailed` on an exit code that is
     not in `ok`, or when `timeout` seconds have passed.
     """
-    path = which(command[0])
-    if path is None:
-        package, use = package_of(command[0])
-        raise ToolMissing(command[0], package, purpose or use)
-    line = shlex.join(command)
-    log.debug("+ %s", line)
-    env = dict(os.environ, LC_ALL="C", PATH=search_path())
+    path, line, env = _prepared(command, purpose)
     try:
         done = subprocess.run(
             [path, *command[1:]],
@@ -90,13 +95,7 @@ def run_watched(
     `watch` gets pieces of its standard output. Ended where the caller is interrupted. Errors
     as `run`; `output` is what it wrote to standard error.
     """
-    path = which(command[0])
-    if path is None:
-        package, use = package_of(command[0])
-        raise ToolMissing(command[0], package, purpose or use)
-    line = shlex.join(command)
-    log.debug("+ %s", line)
-    env = dict(os.environ, LC_ALL="C", PATH=search_path())
+    path, line, env = _prepared(command, purpose)
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [path, *command[1:]],
