@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from freezeframe.access.attach import Attachment, Served, attached_part, attachments, clear_up
 from freezeframe.access.cache import CACHE_BYTES, BlobCache
 from freezeframe.access.fuse import load_binding
-from freezeframe.access.parts import choose_part
+from freezeframe.access.parts import Part, choose_part
 from freezeframe.app.session import opened_images
 from freezeframe.core.errors import FreezeframeError, SourceBusy, UsageError
 from freezeframe.core.progress import Progress
+from freezeframe.image.reader import ImageReader
 from freezeframe.repo.repository import Repository
 from freezeframe.system import sysfs
 from freezeframe.system.holders import uses_of
@@ -40,6 +41,25 @@ class PartOptions:
 
 
 @contextmanager
+def chosen_part(
+    repository: Repository, options: PartOptions, progress: Progress
+) -> Iterator[tuple[ImageReader, Part]]:
+    """Open the image and the part of it that was asked for. Raises `UsageError`."""
+    with (
+        opened_images(repository, (options.image,), progress) as (image,),
+        BlobCache(options.cache, threads=options.threads) as cache,
+    ):
+        part = choose_part(
+            image,
+            cache,
+            disk=options.disk,
+            partition=options.partition,
+            volume=options.volume,
+        )
+        yield image, part
+
+
+@contextmanager
 def attached_image(
     opening: Callable[[], Repository], options: PartOptions, progress: Progress
 ) -> Iterator[Served]:
@@ -57,18 +77,10 @@ def attached_image(
         progress.note(text)
 
     with (
-        opened_images(opening(), (options.image,), progress) as (image,),
-        BlobCache(options.cache, threads=options.threads) as cache,
+        chosen_part(opening(), options, progress) as (image, part),
+        attached_part(image.snapshot.short_id, part, tell) as served,
     ):
-        part = choose_part(
-            image,
-            cache,
-            disk=options.disk,
-            partition=options.partition,
-            volume=options.volume,
-        )
-        with attached_part(image.snapshot.short_id, part, tell) as served:
-            yield served
+        yield served
 
 
 def detach(device: str) -> Attachment:

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from freezeframe.access.cache import BlobCache
 from freezeframe.access.nbd import NbdServer
-from freezeframe.access.parts import Part, choose_part
-from freezeframe.app.attach import PartOptions
+from freezeframe.access.parts import Part
+from freezeframe.app.attach import PartOptions, chosen_part
 from freezeframe.app.restore import give_name, refuse_repository
-from freezeframe.app.session import opened_images
 from freezeframe.core.errors import TargetUnsuitable, UsageError
 from freezeframe.core.progress import Progress
 from freezeframe.repo.repository import Repository
@@ -74,17 +72,7 @@ def export_part(
         raise TargetUnsuitable(f"there is no folder {target.parent}", hint="make it first")
     repository = opening()
     refuse_repository(repository.store.location, target)
-    with (
-        opened_images(repository, (options.image,), progress) as (image,),
-        BlobCache(options.cache, threads=options.threads) as cache,
-    ):
-        part = choose_part(
-            image,
-            cache,
-            disk=options.disk,
-            partition=options.partition,
-            volume=options.volume,
-        )
+    with chosen_part(repository, options, progress) as (_, part):
         _convert(part, target, form, progress, compress=compress)
     stored = target.stat().st_blocks * 512
     return Exported(part.name, part.reader.size, stored)
