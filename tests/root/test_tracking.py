@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def assert_all_marked(changed: NDArray[np.int64], marked: NDArray[np.int64]) -> 
 def taken(tracker: Tracker) -> set[int]:
     found = set(tracker.harvest().tolist())
     assert tracker.broken() == ()
+    assert tracker.left_out() == ()
     return found
 
 
@@ -155,14 +157,9 @@ def test_each_change_beneath_a_filesystem(tmp_path: Path, kind: str, force_class
         changed = changed_granules(before, content(device))
         assert changed.size > 100
         marked = tracker.harvest()
-        if force_classic:
-            # While another BPF program runs on a processor the kernel leaves ours out there: a
-            # mark may be missing, which is why such an increment is never trusted.
-            missed = np.setdiff1d(changed, marked)
-            assert missed.size <= changed.size // 50, f"{missed.size} of {changed.size}"
-        else:
-            assert_all_marked(changed, marked)
         assert tracker.broken() == ()
+        assert tracker.left_out() == ()
+        assert_all_marked(changed, marked)
 
 
 @pytest.mark.parametrize("force_classic", [False, True], ids=["btf", "classic"])
@@ -307,7 +304,9 @@ def test_a_copy_kept_up_by_harvests_is_the_disk(memory: Path) -> None:
         assert harvests > 100
         assert tracker.broken() == ()
         drop_caches(device)
-        assert changed_granules(copy, content(device)).tolist() == []
+        # So many writes that the kernel may have left out one: 4 KiB, and it says so.
+        told = re.search(r"(\d+) sectors", " ".join(tracker.left_out()))
+        assert changed_granules(copy, content(device)).size <= (int(told[1]) // 8 if told else 0)
 
 
 def test_a_mark_is_there_when_the_write_returns(memory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import struct
 import tempfile
 from dataclasses import replace
 from multiprocessing.synchronize import Event
@@ -51,6 +52,10 @@ def test_every_counter_is_read_from_its_place() -> None:
     told = header()
     names = {k: v for k, v in told.items() if k.startswith("STATE_")}
     del names["STATE_SIZE"], names["STATE_GENERATION"]
+    data = bytearray(shared.STATE_SIZE)
+    struct.pack_into("=3Q", data, names.pop("STATE_SECTORS"), 1, 2, 3)
+    assert shared.parse_state(data).sectors == (1, 2, 3)
+    assert len(shared.parse_state(data).sectors) == told["LISTENERS"]
     for name, offset in names.items():
         data = bytearray(shared.STATE_SIZE)
         data[offset] = 7
@@ -58,7 +63,7 @@ def test_every_counter_is_read_from_its_place() -> None:
         assert getattr(state, name.removeprefix("STATE_").lower()) == 7, name
         harmless = name in ("STATE_EVENTS", "STATE_HARMLESS", "STATE_LAST_UNKNOWN")
         assert (state.broken() == ()) == harmless, name
-    assert shared.parse_state(bytes(range(16)) + bytes(72)).generation == bytes(range(16)).hex()
+    assert shared.parse_state(bytes(range(16)) + bytes(96)).generation == bytes(range(16)).hex()
 
 
 # -- the classic tracepoint -------------------------------------------------------------

@@ -76,6 +76,10 @@ class FreezeBroken(FreezeError):
     """A freeze ended before it was to: what was read under it is not one point in time."""
 
 
+class WritesLeftOut(FreezeBroken):
+    """Writes left no mark, and nobody knows which: all has to be read again."""
+
+
 # -- the target ---------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from freezeframe.core.errors import TrackingUnavailable
 from freezeframe.system.sysfs import Node
-from freezeframe.tracking import classic, libbpf, pinned
+from freezeframe.tracking import classic, counting, libbpf, pinned
 from freezeframe.tracking.disk import TrackedDisk, boot_id, driver_of, merges_discards
 from freezeframe.tracking.record import Places, Record, as_noted, write_note
 from freezeframe.tracking.shared import (
@@ -17,15 +17,16 @@ from freezeframe.tracking.shared import (
     PAGE_GRANULES,
     STATE_GENERATION,
     STATE_SIZE,
+    parse_state,
 )
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 #: Three listeners each, for the kernel leaves out one that is at work already.
 _PROGRAMS = {
-    "requests": ("request_1", "request_2", "request_3"),
+    "requests": counting.COUNTERS["requests"],
     # The completion is listened for before the queue: no bio may be noted and never forgotten.
     "bios": ("bio_1", "bio_2", "bio_3", "bio_queued"),
-    "classic": ("classic",),
+    "classic": counting.COUNTERS["classic"],
 }
 
 
@@ -75,16 +76,21 @@ def load(
             program.pin_map("state", places.state)
             for name in _PROGRAMS[mode]:
                 program.attach_pinned(name, places.link(name))
+        links = {name: pinned.link_at(places.link(name)) for name in _PROGRAMS[mode]}
+        misses = {name: link.misses for name, link in links.items()}
+        with pinned.map_memory(places.state, STATE_SIZE) as memory:
+            counted = counting.begin(
+                disk.number, mode, lambda: parse_state(memory[:STATE_SIZE]).sectors, misses
+            )
         record = Record(
             disk=disk,
             boot=boot_id(),
             generation=generation.hex(),
-            links=tuple(
-                as_noted(name, pinned.link_at(places.link(name))) for name in _PROGRAMS[mode]
-            ),
+            links=tuple(as_noted(name, link) for name, link in links.items()),
             started=time.time(),
             mode=mode,
             replaced=replaced,
+            counted=counted,
         )
         write_note(places.record, record)
     except BaseException:

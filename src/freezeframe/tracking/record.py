@@ -22,6 +22,7 @@ import msgspec
 
 from freezeframe.core.errors import TrackingBusy, TrackingUnavailable
 from freezeframe.system.mounts import own_mounts
+from freezeframe.tracking.counting import Counted
 from freezeframe.tracking.disk import TrackedDisk
 from freezeframe.tracking.pinned import Link
 
@@ -53,6 +54,8 @@ class Record:
     started: float
     #: `requests`, `bios`, or `classic` where the kernel has no BTF.
     mode: str
+    #: Where counting its writes began.
+    counted: Counted
     #: Why an earlier tracker of this disk was given up; empty where there was none.
     replaced: str = ""
 

@@ -12,8 +12,10 @@ MOST_UNDER_WAY = 65536
 #: Whose passthrough requests can be told apart.
 DRIVER_OTHER, DRIVER_VIRTIO_BLK, DRIVER_SCSI = range(3)
 STATE_GENERATION = 0
-STATE_SIZE = 88
-_COUNTERS = struct.Struct("=16s9Q")
+STATE_SIZE = 112
+#: Counters before those of each listener.
+_SINGLE = 9
+_COUNTERS = struct.Struct("=16s12Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class State:
 
     #: 32 hex digits: drawn anew each time tracking starts.
     generation: str
+    #: Sectors written and discarded, as each listener to requests saw it.
+    sectors: tuple[int, ...]
     #: About how many writes were marked.
     events: int
     #: Requests that tell no place: SG_IO, NVMe passthrough.
@@ -63,4 +67,4 @@ class State:
 def parse_state(data: bytes | bytearray | memoryview) -> State:
     """Read the state map's value, `STATE_SIZE` bytes."""
     generation, *numbers = _COUNTERS.unpack_from(data)
-    return State(generation.hex(), *numbers)
+    return State(generation.hex(), tuple(numbers[_SINGLE:]), *numbers[:_SINGLE])

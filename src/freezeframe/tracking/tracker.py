@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from freezeframe.core.closing import Closing
 from freezeframe.system.sysfs import Node
-from freezeframe.tracking import checks, pinned, program
+from freezeframe.tracking import checks, counting, pinned, program
 from freezeframe.tracking.disk import TrackedDisk, describe, refuse_untrackable
 from freezeframe.tracking.harvest import HarvestOverflow, harvest
 from freezeframe.tracking.pending import PendingSet, create
@@ -58,6 +58,7 @@ class Tracker(Closing):
         self.granules: int = record.disk.granules
         #: Hex; drawn anew each time tracking starts.
         self.generation: str = record.generation
+        self._counted = record.counted
         self._lock = lock_descriptor
         self._closed = False
         self._state = pinned.map_memory(places.state, STATE_SIZE)
@@ -118,17 +119,43 @@ class Tracker(Closing):
         return parse_state(self._state[:STATE_SIZE])
 
     def broken(self) -> tuple[str, ...]:
-        """Return why marks may have been missed since tracking started; empty: none were.
+        """Return why it could not follow all writes since tracking started; empty: it could.
 
-        Cheap, and safe while filesystems are frozen.
+        Cheap, and safe while filesystems are frozen, as `left_out` is.
         """
-        state = self.state()
-        return (*checks.program_doubts(self.record, self.places, state), *state.broken())
+        return self._look().broken(self.record)
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return what the kernel did not tell it since tracking started, or `count_anew`.
+
+        Empty: it told of every write. Otherwise some have no mark, and nobody knows which.
+        """
+        return self._look().left_out(self.record, self._counted)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the kernel keeps count of the same writes: only then `left_out` can tell."""
+        return bool(self._counted.ahead) and counting.written(self.disk.number) is not None
+
+    def count_anew(self) -> None:
+        """Hold it answerable for what is written from now on, for whoever reads everything again.
+
+        Until it is closed; from one image to the next, it stays in doubt.
+        """
+        self._counted = counting.begin(
+            self.disk.number,
+            self.record.mode,
+            lambda: self.state().sectors,
+            self._look().misses,
+        )
 
     def doubts(self) -> tuple[str, ...]:
         """Return why the marks cannot be believed from one image to the next."""
         lasting = checks.lasting_doubts(self.record)
-        return (*lasting, *checks.doubts(self.record, self.places, self.state()))
+        return (*lasting, *checks.doubts(self.record, self._look()))
+
+    def _look(self) -> checks.Look:
+        return checks.look(self.record, self.places, self.state)
 
     # -- pending sets -------------------------------------------------------------------
 
@@ -274,7 +301,7 @@ def running() -> list[TrackerStatus]:
 
 def _status(places: Places, record: Record) -> TrackerStatus | None:
     try:
-        state = _read_state(places)
+        seen = checks.look(record, places, lambda: _read_state(places))
         with _view(places, record.disk.granules) as memory:
             flags = np.frombuffer(memory, np.bool_, record.disk.granules)
             marked = int(np.count_nonzero(flags))
@@ -288,8 +315,8 @@ def _status(places: Places, record: Record) -> TrackerStatus | None:
         generation=record.generation,
         started=record.started,
         marked=marked,
-        state=state,
-        doubts=(*checks.lasting_doubts(record), *checks.doubts(record, places, state)),
+        state=seen.state,
+        doubts=(*checks.lasting_doubts(record), *checks.doubts(record, seen)),
         bases=tuple((base.repository, base.image) for base in bases(places)),
     )
 
@@ -306,7 +333,7 @@ def _read_state(places: Places) -> State:
 def _doubts(places: Places, record: Record) -> tuple[str, ...]:
     """Return why a tracker that was noted cannot go on."""
     try:
-        state = _read_state(places)
+        seen = checks.look(record, places, lambda: _read_state(places))
     except OSError as error:
         return (*checks.identity_doubts(record), f"its marks are gone: {error.strerror}")
-    return checks.doubts(record, places, state)
+    return checks.doubts(record, seen)

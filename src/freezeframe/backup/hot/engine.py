@@ -23,7 +23,7 @@ from freezeframe.backup.hot.freezing import SHRINKS, STALLS, Freezing
 from freezeframe.backup.hot.states import RegionState, stirred_states
 from freezeframe.backup.hot.world import World
 from freezeframe.backup.plan import DiskPlan
-from freezeframe.core.errors import FreezeError, FreezeframeError
+from freezeframe.core.errors import FreezeError, FreezeframeError, WritesLeftOut
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import GRANULE, MIB, human_size
 from freezeframe.image.manifest import FreezeRecord, HotProof, PassRecord
@@ -34,6 +34,8 @@ from freezeframe.shadow.freezer import Window
 _MOST_PASSES = 24
 #: Freezes that may turn out to lack something before the maps are parsed inside of one.
 _VIEWS = 4
+#: Times that everything is read again because writes left no mark.
+_STARTS = 3
 #: More than this written where nothing is in use is worth a flush, to know that for certain.
 _WORTH_A_FLUSH = 64 * MIB
 #: A pause that is longer than asked for by this is worth a word.
@@ -69,20 +71,42 @@ class HotEngine:
             list(world.pool.map(time.sleep, [0.001] * 4))
             self.begin()
             self._prepare_company()
-            for _ in range(_VIEWS):
-                self.converge()
-                window = self.freezing.settle()
-                if (plans := self._plans()) is not None:
-                    return self._finish(window, plans)
-                world.note("a freeze lacked something and was done again")
-                # What is in memory is good until it is marked; it makes room for the next try.
-                world.flush()
-                self._store()
-            world.inside = True
-            world.note("used maps were read inside the freeze")
+            for _ in range(_STARTS):
+                try:
+                    return self._finish(*self._moment())
+                except WritesLeftOut as error:
+                    self._start_over(error)
+            return self._finish(*self._moment())
+
+    def _moment(self) -> tuple[Window, tuple[DiskPlan, ...]]:
+        """Copy and freeze until everything of one moment is stored or in memory."""
+        world = self.world
+        for _ in range(_VIEWS):
             self.converge()
+            world.check_trackers()
             window = self.freezing.settle()
-            return self._finish(window, self.freezing.plans)
+            if (plans := self._plans()) is not None:
+                return window, plans
+            world.note("a freeze lacked something and was done again")
+            # What is in memory is good until it is marked; it makes room for the next try.
+            world.flush()
+            self._store()
+        world.inside = True
+        world.note("used maps were read inside the freeze")
+        self.converge()
+        window = self.freezing.settle()
+        return window, self.freezing.plans
+
+    def _start_over(self, why: WritesLeftOut) -> None:
+        """Read everything again, whatever was read or taken from an earlier image."""
+        world = self.world
+        world.note(f"{why}: everything was read again")
+        world.progress.note(f"{why}: everything is read again")
+        for each in world.tracked:
+            each.tracker.count_anew()
+        for disk in world.disks:
+            disk.start_over()
+        self._flush()
 
     def _plans(self) -> tuple[DiskPlan, ...] | None:
         """Return the plans of the moment; None where the freeze lacked something for them."""
@@ -94,11 +118,17 @@ class HotEngine:
         """Flush, so that what is on the disks can be read."""
         world = self.world
         for each in world.tracked:
-            if each.mode == "classic":
+            if not each.bio_based and not each.tracker.is_counted:
                 world.note(
-                    f"writes to {each.tracker.disk.name} were followed without BTF: one may be"
-                    " missed while another BPF program runs"
+                    f"the kernel keeps no count of what is written to {each.tracker.disk.name}"
+                    " (queue/iostats): that every write was marked could not be checked"
                 )
+        self._flush()
+        world.pace.watch()
+
+    def _flush(self) -> None:
+        """Have on the disks what was written so far, and know what of it is in use."""
+        world = self.world
         world.flush_filesystems()
         world.harvest()
         # Nothing read before the flush is kept: writes under way when tracking began may have
@@ -107,7 +137,6 @@ class HotEngine:
             disk.memory.clear()
         for each in world.tracked:
             each.undrained.clear()
-        world.pace.watch()
         maps.find_states(world)
 
     def _prepare_company(self) -> None:

@@ -15,7 +15,7 @@ from freezeframe.backup.hot.settings import HotSettings
 from freezeframe.backup.hot.states import RegionState
 from freezeframe.backup.hot.tracked import Tracked
 from freezeframe.backup.plan import Source
-from freezeframe.core.errors import FreezeBroken
+from freezeframe.core.errors import FreezeBroken, WritesLeftOut
 from freezeframe.core.progress import Progress
 from freezeframe.image.manifest import PassRecord
 from freezeframe.image.writer import ImageWriter
@@ -122,7 +122,7 @@ class World:
         self.freeze_call = max((each.freeze for each in times), default=0.0)
 
     def check_trackers(self) -> None:
-        """Raise `FreezeBroken` where writes may have been missed."""
+        """Raise `FreezeBroken` where writes were missed; `WritesLeftOut` for the kernel's fault."""
         for each in self.tracked:
             if reasons := each.tracker.broken():
                 raise FreezeBroken(
@@ -130,6 +130,13 @@ class World:
                     f" {'; '.join(reasons)}",
                     hint="no image was made: run it again",
                 )
+        lost = {each: reasons for each in self.tracked if (reasons := each.tracker.left_out())}
+        if lost:
+            texts = (f"{each.tracker.disk.name}: {'; '.join(why)}" for each, why in lost.items())
+            raise WritesLeftOut(
+                f"writes left no mark ({', '.join(texts)})",
+                hint="no image was made: run it again at a calmer time, or image it offline",
+            )
 
     def note(self, text: str) -> None:
         """Keep a word for the proof, once."""

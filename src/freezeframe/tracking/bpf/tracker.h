@@ -17,6 +17,8 @@
 #define MOST_UNDER_WAY 65536
 /* task, softirq, hardirq: how deep completions nest on one processor. */
 #define DEEPEST 3
+/* Listeners to the completion of a request: as many as may be busy at once, see there. */
+#define LISTENERS 3
 
 #define DRIVER_OTHER 0
 #define DRIVER_VIRTIO_BLK 1
@@ -32,6 +34,7 @@
 #define STATE_QUEUE_FULL 64
 #define STATE_UNSEEN 72
 #define STATE_LAST_UNKNOWN 80
-#define STATE_SIZE 88
+#define STATE_SECTORS 88
+#define STATE_SIZE 112
 
 #endif
