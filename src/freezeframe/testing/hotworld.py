@@ -53,6 +53,9 @@ class World(Closing):
         self.pending = np.zeros(len(self.marks), np.bool_)
         self.frozen = False
         self.busy = busy
+        #: How likely the kernel tells nobody of a write, and how often it was so.
+        self.deaf = 0.0
+        self.untold = 0
         #: Sectors that cannot be read.
         self.bad = Extents.empty()
         self.random = random.Random(seed)
@@ -74,7 +77,13 @@ class World(Closing):
         stop = min(start + length, self.size)
         stamp = np.frombuffer(self._count.to_bytes(4, "little"), np.uint8)
         self.data[start:stop] = 0 if zeros else np.resize(stamp, stop - start)
-        self.marks[start // GRANULE : (stop - 1) // GRANULE + 1] = True
+        self._mark(start // GRANULE, (stop - 1) // GRANULE + 1)
+
+    def _mark(self, first: int, stop: int) -> None:
+        if self.deaf and self.random.random() < self.deaf:
+            self.untold += 1
+        else:
+            self.marks[first:stop] = True
 
     def sync(self) -> None:
         """Put the bitmap on the disk."""
@@ -87,7 +96,7 @@ class World(Closing):
             piece = packed[number * per_block : (number + 1) * per_block]
             start = (number + 1) * BLOCK
             self.data[start : start + len(piece)] = piece
-            self.marks[start // GRANULE] = True
+            self._mark(start // GRANULE, start // GRANULE + 1)
         self._packed = packed
 
     def act(self) -> None:
@@ -198,9 +207,14 @@ class ToyTracked:
     worlds: Sequence[World]
     disks: Sequence[HotDisk]
     reasons: tuple[str, ...] = ()
+    #: What was untold when counting began.
+    counted: int = 0
+    #: Whether it began anew, so that nothing of before counts for the next image.
+    anew: bool = False
 
     mode = "requests"
     bio_based = False
+    is_counted = True
 
     @property
     def undrained(self) -> list[NDArray[np.int64]]:
@@ -240,6 +254,17 @@ class ToyTracked:
     def broken(self) -> tuple[str, ...]:
         """Return what a test says."""
         return self.reasons
+
+    def left_out(self) -> tuple[str, ...]:
+        """Say that writes are untold, if some are."""
+        return ("told nobody",) if self._untold() > self.counted else ()
+
+    def count_anew(self) -> None:
+        """Forget what was untold."""
+        self.counted, self.anew = self._untold(), True
+
+    def _untold(self) -> int:
+        return sum(world.untold for world in self.worlds)
 
 
 class ToyFreezer:

@@ -211,7 +211,9 @@ def _sources(folder: Path, script: str, packages: Sequence[str]) -> Path:
                 shutil.copy2(place, tree)
                 continue
             place = place.parent
-        ignored = shutil.ignore_patterns("__pycache__", "tests")
+        # With what is compiled already: the same version of Python there need not do it again,
+        # which takes it a minute, and could not keep it.
+        ignored = shutil.ignore_patterns("tests")
         shutil.copytree(place, tree / name, ignore=ignored)
         # Wheels keep the libraries they bring beside the package.
         libraries = place.with_name(f"{name}.libs")

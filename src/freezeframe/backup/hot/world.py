@@ -130,11 +130,14 @@ class World:
                     f" {'; '.join(reasons)}",
                     hint="no image was made: run it again",
                 )
-        lost = {each: reasons for each in self.tracked if (reasons := each.tracker.left_out())}
+        lost = [
+            f"{each.tracker.disk.name}: {'; '.join(reasons)}"
+            for each in self.tracked
+            if (reasons := each.tracker.left_out())
+        ]
         if lost:
-            texts = (f"{each.tracker.disk.name}: {'; '.join(why)}" for each, why in lost.items())
             raise WritesLeftOut(
-                f"writes left no mark ({', '.join(texts)})",
+                f"writes left no mark ({', '.join(lost)})",
                 hint="no image was made: run it again at a calmer time, or image it offline",
             )
 
