@@ -20,17 +20,22 @@ settings.load_profile("freezeframe")
 
 
 _HERE = Path(__file__).parent
+_ALONE = [
+    f"tests/root/test_{name}.py"
+    for name in ("exfat_used", "ext_used", "failures", "fixture_disks", "ntfs_used", "xfs_used")
+]
 
 
 class _Rooms(LoadScopeScheduling):
     """Gives each process a file at a time, and one process all that share real devices.
 
-    What one program left behind, and devices the kernel is to forget, are everybody's there.
+    What one program left behind, and devices the kernel is to forget, are everybody's there;
+    files whose disks nobody else sees are given out singly.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        return "tests/root" if file.startswith("tests/root/") else file
+        return "tests/root" if file.startswith("tests/root/") and file not in _ALONE else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

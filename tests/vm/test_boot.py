@@ -66,11 +66,6 @@ def restored(repo: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("firmware", ["bios", "uefi"])
-def test_the_original_boots(disk: Path, firmware: Firmware) -> None:
-    assert_came_up(boot_to_login(disk, firmware), firmware)
-
-
 def test_what_cannot_boot_is_told_from_what_can(tmp_path: Path) -> None:
     blank = tmp_path / "blank.raw"
     blank.touch()

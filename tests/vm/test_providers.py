@@ -147,7 +147,7 @@ class TestThin(ProviderContract):
     provider = LvmThinProvider
     test_two_sets_of_the_same_volumes = None
     rounds = 1
-    calls = (1, 3, 7)
+    calls = (3,)
 
     @contextlib.contextmanager
     def ground(self, folder):
