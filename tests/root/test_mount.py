@@ -428,6 +428,8 @@ def test_export_and_import(world: World, tmp_path: Path, form: str) -> None:
     manifest = client.manifest("latest")
     assert manifest["origin"]["format"] == form  # type: ignore[index]
     assert manifest["host"]["name"] == "elsewhere"  # type: ignore[index]
+    (disk,) = manifest["disks"]  # type: ignore[misc]
+    assert not [note for note in disk.get("notes", ()) if "sfdisk" in note]
     client.run("restore", "latest", "--to", str(tmp_path / "back.raw"), "--yes")
     run(["qemu-img", "compare", "-F", "raw", str(world.stored), str(tmp_path / "back.raw")])
 

@@ -189,7 +189,8 @@ def _identity(path: str) -> tuple[str, int, int]:
 def _open(path: str, stack: ExitStack, imported: Imported | None) -> Source:
     if imported is not None:
         opener = open_shared if path in imported.shown else open_source
-        return Source(stack.enter_context(opener(path)), imported.names[path])
+        reader = stack.enter_context(opener(path))
+        return Source(reader, imported.names[path], shown_at=path)
     reader = stack.enter_context(open_source(path))
     about = describe_source(path)
     return Source(reader, as_text(Path(path).absolute()), about.model, about.serial)

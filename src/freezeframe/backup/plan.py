@@ -32,6 +32,8 @@ class Source:
     path: str
     model: str = ""
     serial: str = ""
+    #: Where other programs can read the same bytes, if not there: what is imported is unpacked.
+    shown_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,10 @@ def plan_disks(
                 f" a disk of an image ends at {human_size(LARGEST_DISK)}"
             )
     if layouts is None:
-        layouts = [capture(source.reader, source.path, keep_gaps=everything) for source in sources]
+        layouts = [
+            capture(source.reader, source.shown_at or source.path, keep_gaps=everything)
+            for source in sources
+        ]
     windows = [
         _windows(source.reader, layout) for source, layout in zip(sources, layouts, strict=True)
     ]
