@@ -53,7 +53,10 @@ bench: setup packages-bench
 	$(AS_ROOT) $(BIN)/python bench/hot.py || [ $$? = 1 ]
 	$(AS_ROOT) $(BIN)/python bench/tracking.py
 	$(AS_ROOT) $(BIN)/python bench/writers.py || [ $$? = 1 ]
+	$(AS_ROOT) $(BIN)/python bench/volumes.py
 	$(AS_ROOT) $(BIN)/python bench/access.py || [ $$? = 1 ]
+	$(AS_ROOT) $(BIN)/python bench/boot.py || [ $$? = 1 ]
+	$(AS_ROOT) $(BIN)/python bench/boot.py --firmware uefi || [ $$? = 1 ]
 
 # Resolve the dependencies anew: names, versions and hashes, no addresses.
 lock:
