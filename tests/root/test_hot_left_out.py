@@ -10,9 +10,9 @@ import pytest
 
 from freezeframe.app.online import backup_online
 from freezeframe.backup.hot.freezing import Freezing
-from freezeframe.core.errors import WritesLeftOut
+from freezeframe.core.errors import TrackingBusy, WritesLeftOut
 from freezeframe.core.progress import Silent
-from freezeframe.core.units import KIB, MIB
+from freezeframe.core.units import GRANULE, KIB, MIB
 from freezeframe.repo.repository import Repository
 from freezeframe.system.run import run
 from freezeframe.testing.frozen import MountedDisk, is_frozen, mounted_disk
@@ -20,6 +20,7 @@ from freezeframe.testing.hot import SETTINGS, image_hot, untrack
 from freezeframe.testing.repositories import local_repository, restic
 from freezeframe.testing.tracking import DirectFile, ensure_mounts, node_of, tracked_loop
 from freezeframe.tracking import (
+    Base,
     Distrust,
     Tracker,
     changed_since,
@@ -99,8 +100,29 @@ def test_the_two_counts_grow_alike(tmp_path: Path) -> None:
         assert "did not tell of 8 sectors" in found.reasons[0]
         tracker.count_anew()
         assert tracker.left_out() == ()
-        # That holds for who opened it, and goes no further.
+        # That holds for who opened it, until there is an image that was read after it.
         assert any("did not tell" in doubt for doubt in tracker.doubts())
+        tracker.harvest()
+        remember_base(tracker, "repository", "second")
+        assert tracker.doubts() == ()
+        file.write(5 * GRANULE, bytes(4 * KIB))
+        found = changed_since(tracker, "repository")
+        assert isinstance(found, Base)
+        assert (found.image_id, found.granules.tolist()) == ("second", [5])
+        remember_base(tracker, "other", "third")
+        # Of two repositories, one image is read anew: the other's lacks something.
+        leave_out(tracker, lambda: file.write(0, bytes(4 * KIB)))
+        tracker.count_anew()
+        remember_base(tracker, "other", "fourth")
+        assert isinstance(changed_since(tracker, "other"), Base)
+        assert isinstance(changed_since(tracker, "repository"), Distrust)
+        with pytest.raises(TrackingBusy):
+            open_running(node_of(device))
+        tracker.close()
+        again = open_running(node_of(device))
+        assert again is not None
+        with again:
+            assert isinstance(changed_since(again, "other"), Base)
 
 
 def test_a_disk_whose_writes_are_not_counted(repository: Repository, disk: MountedDisk) -> None:
@@ -146,12 +168,18 @@ def test_everything_is_read_again(
         made = image_hot(repository, [disk.device], tmp_path, name="second")
     assert any("everything was read again" in note for note in made.hot.notes)
     assert made.bytes_read > 8 * MIB
-    # The next one trusts nothing of before.
+    # The next one builds on what was read again.
     third = image_hot(repository, [disk.device], tmp_path, name="third")
-    (record,) = third.hot.disks
-    assert record.base == ""
+    assert third.hot.disks[0].base == made.image.snapshot.id
+    # Left out between two images, there is nothing to build on.
+    tracker = open_running(node_of(disk.device))
+    assert tracker is not None
+    with tracker:
+        leave_out(tracker, lambda: change(disk))
     fourth = image_hot(repository, [disk.device], tmp_path, name="fourth")
-    assert fourth.hot.disks[0].base == third.image.snapshot.id
+    (record,) = fourth.hot.disks
+    assert record.base == ""
+    assert "did not tell" in record.distrust[0]
     restic(tmp_path / "repository", "check", "--read-data")
 
 

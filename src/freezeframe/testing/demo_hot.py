@@ -56,6 +56,10 @@ while True:
 """
 
 
+#: Some kernels leave out a write now and then, which makes the next image a full read.
+_TRIES = 5
+
+
 @dataclass(frozen=True, slots=True)
 class _Taken:
     """An image that was made while the writer wrote."""
@@ -79,6 +83,11 @@ def image_in_use(demo: Demo) -> None:
     with _mounted_disk(demo, disk) as (device, points), _writer(points) as writer:
         first = _image(demo, writer, device, "image a disk in use")
         second = _image(demo, writer, device, "image it again")
+        for _ in range(_TRIES):
+            if not (why := _left_out(second.id)):
+                break
+            demo.say(f"  {why}: that is why it was read in full; once more")
+            first, second = second, _image(demo, writer, device, "and again")
     _trusted(demo, first, second)
     demo.say(f"\nThe writer was at record {second.after} when it was stopped.")
     for taken, name in ((first, "first"), (second, "second")):
@@ -140,6 +149,13 @@ def _image(demo: Demo, writer: RecordWriter, device: str, name: str) -> _Taken:
         demo.say(f"  the writer wrote {after - before} pairs of records meanwhile")
         writer.wait_for_more()
     return _Taken(image, before, after)
+
+
+def _left_out(image: str) -> str:
+    """Return why marks were not trusted, where the kernel had left out a write; else nothing."""
+    shown = run((str(PROGRAM), "show", image, "--json")).stdout.decode().splitlines()[0]
+    (disk,) = json.loads(shown)["manifest"]["hot"]["disks"]
+    return next((why for why in disk.get("distrust", ()) if "did not tell" in why), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,8 @@ class Tracker(Closing):
     def count_anew(self) -> None:
         """Hold it answerable for what is written from now on, for whoever reads everything again.
 
-        Until it is closed; from one image to the next, it stays in doubt.
+        Until it is closed; from one image to the next it stays in doubt, unless what was read
+        again has become an image: `trust_again`.
         """
         self._counted = counting.begin(
             self.disk.number,
@@ -148,6 +149,21 @@ class Tracker(Closing):
             lambda: self.state().sectors,
             self._look().misses,
         )
+
+    def trust_again(self) -> None:
+        """Believe the marks since `count_anew`; does nothing where that was not called.
+
+        What other images stand on is gone: they lack what the kernel did not tell.
+        """
+        if self._counted is self.record.counted:
+            return
+        for base in bases(self.places):
+            self.places.base(base.repository).unlink(missing_ok=True)
+        for pending in self._pending.values():
+            pending.close()
+        self._pending.clear()
+        self.record = replace(self.record, counted=self._counted)
+        write_note(self.places.record, self.record)
 
     def doubts(self) -> tuple[str, ...]:
         """Return why the marks cannot be believed from one image to the next."""
