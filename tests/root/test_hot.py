@@ -32,21 +32,10 @@ from freezeframe.testing.hot import (
     untrack,
 )
 from freezeframe.testing.repositories import local_repository, restic
-from freezeframe.testing.tracking import ensure_mounts
 
 pytestmark = pytest.mark.root
 
 KINDS = ["ext4", "xfs", "btrfs"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mounts() -> None:
-    ensure_mounts()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return local_repository(tmp_path / "repository")
 
 
 @contextlib.contextmanager

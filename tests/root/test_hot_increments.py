@@ -22,19 +22,8 @@ from freezeframe.system.run import run
 from freezeframe.testing.frozen import MountedDisk, mounted_at, mounted_disk
 from freezeframe.testing.hot import Made, check_filesystem, differences, image_hot, untrack
 from freezeframe.testing.repositories import PASSWORD, local_repository, restic
-from freezeframe.testing.tracking import ensure_mounts
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mounts() -> None:
-    ensure_mounts()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return local_repository(tmp_path / "repository")
 
 
 @pytest.fixture

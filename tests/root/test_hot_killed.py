@@ -20,14 +20,8 @@ from freezeframe.system.run import run
 from freezeframe.testing.frozen import MountedDisk, eventually, is_frozen, mounted_disk
 from freezeframe.testing.hot import check_filesystem, image_hot, storm, untrack
 from freezeframe.testing.program import PASSWORD, Client
-from freezeframe.testing.tracking import ensure_mounts
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mounts() -> None:
-    ensure_mounts()
 
 
 @pytest.fixture

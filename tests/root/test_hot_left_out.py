@@ -17,8 +17,8 @@ from freezeframe.repo.repository import Repository
 from freezeframe.system.run import run
 from freezeframe.testing.frozen import MountedDisk, is_frozen, mounted_disk
 from freezeframe.testing.hot import SETTINGS, image_hot, untrack
-from freezeframe.testing.repositories import local_repository, restic
-from freezeframe.testing.tracking import DirectFile, ensure_mounts, node_of, tracked_loop
+from freezeframe.testing.repositories import restic
+from freezeframe.testing.tracking import DirectFile, node_of, tracked_loop
 from freezeframe.tracking import (
     Base,
     Distrust,
@@ -33,16 +33,6 @@ pytestmark = pytest.mark.root
 
 #: Where the counters of the listeners lie in the map: `STATE_SECTORS` of tracker.h.
 _SECTORS = slice(88, 112)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mounts() -> None:
-    ensure_mounts()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return local_repository(tmp_path / "repository")
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ from freezeframe.testing.tracking import (
     changed_granules,
     content,
     drop_caches,
-    ensure_mounts,
     node_of,
     tracked,
     tracked_loop,
@@ -44,11 +43,6 @@ pytestmark = pytest.mark.root
 SIZE = 64 * MIB
 #: Not a whole number of granules, nor of pages of flags.
 ODD_SIZE = 300 * MIB + 20 * KIB
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mounts() -> None:
-    ensure_mounts()
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ class Images:
         if tracked.left_out():
             # As where a tracker is in doubt: another one, and no base.
             self.parents = []
-            tracked.counted = sum(world.untold for world in self.worlds)
+            tracked.count_anew()
         parents: list[ParentDisk | None] = list(self.parents) or [None] * len(self.worlds)
         disks = [
             hot_disk(world, number, choices.residual_memory, parent)
@@ -202,8 +202,6 @@ class Images:
             parent_disk(reader, record, untold.append) for record in reader.manifest.disks
         ]
         self.counted = tracked.counted
-        if tracked.anew:
-            self.parents = []
         return reader
 
     def check(self, image: ImageReader) -> None:

@@ -209,8 +209,6 @@ class ToyTracked:
     reasons: tuple[str, ...] = ()
     #: What was untold when counting began.
     counted: int = 0
-    #: Whether it began anew, so that nothing of before counts for the next image.
-    anew: bool = False
 
     mode = "requests"
     bio_based = False
@@ -261,7 +259,7 @@ class ToyTracked:
 
     def count_anew(self) -> None:
         """Forget what was untold."""
-        self.counted, self.anew = self._untold(), True
+        self.counted = self._untold()
 
     def _untold(self) -> int:
         return sum(world.untold for world in self.worlds)

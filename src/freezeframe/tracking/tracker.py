@@ -151,11 +151,13 @@ class Tracker(Closing):
         )
 
     def trust_again(self) -> None:
-        """Believe the marks since `count_anew`; does nothing where that was not called.
+        """Believe the marks since `count_anew`, if none was left out since.
+
+        Does nothing where that was not called.
 
         What other images stand on is gone: they lack what the kernel did not tell.
         """
-        if self._counted is self.record.counted:
+        if self._counted is self.record.counted or self.left_out():
             return
         for base in bases(self.places):
             self.places.base(base.repository).unlink(missing_ok=True)

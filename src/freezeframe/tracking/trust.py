@@ -42,8 +42,7 @@ def remember_base(tracker: Tracker, repository_id: str, image_id: str) -> None:
     tracker is in doubt; then there is no base, and the next image is read in full. Killed at
     any moment, either the old base stands with the old set, or the new one with an empty set.
     """
-    if not tracker.left_out():
-        tracker.trust_again()
+    tracker.trust_again()
     if tracker.doubts():
         forget_base(tracker, repository_id)
         return

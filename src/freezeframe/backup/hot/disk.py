@@ -122,11 +122,10 @@ class HotDisk:
 
     def start_over(self) -> None:
         """Count on nothing that was read or taken: it may have been written to without a mark."""
-        self._deferred.clear()
         self.overlay.clear()
         self.memory.clear()
         self.covered = Extents.empty()
-        self.owed = self.needed().units(GRANULE)
+        self.account()
 
     def forget_recent(self) -> None:
         """Take the next estimate's word for what was written before a flush that has ended."""
