@@ -56,10 +56,24 @@ class Running:
         return self.process.pid
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End it by a signal, and wait until it has."""
+        """End it by a signal; wait until it has, and whoever works in its folder for it.
+
+        A server that is killed leaves such: Redis one that writes its log anew.
+        """
         if self.process.poll() is None:
             self.process.send_signal(number)
             self.process.wait(_PATIENCE)
+        eventually(lambda: not _works_in(self.folder))
+
+
+def _works_in(folder: Path) -> bool:
+    """Whether there is a process with that working directory."""
+    for each in Path("/proc").glob("[0-9]*/cwd"):
+        # It may have ended, or may be about to.
+        with contextlib.suppress(OSError):
+            if each.readlink() == folder:
+                return True
+    return False
 
 
 def _start(
