@@ -74,7 +74,7 @@ def ground(kind, **more):
 class TestLvm(ProviderContract):
     provider = LvmProvider
     rounds = 1
-    calls = (1, 2, 4)
+    killed_at = ("prepare", "hold", 1, 2, 4, "commit", "resume")
 
     @contextlib.contextmanager
     def ground(self, folder):
@@ -147,7 +147,8 @@ class TestThin(ProviderContract):
     provider = LvmThinProvider
     test_two_sets_of_the_same_volumes = None
     rounds = 1
-    calls = (3,)
+    # What is prepared and how volumes are held is as with TestLvm.
+    killed_at = (3, "commit")
 
     @contextlib.contextmanager
     def ground(self, folder):
@@ -164,7 +165,6 @@ class TestDm(ProviderContract):
     test_killed_at_each_step = None
     test_two_sets_of_the_same_volumes = None
     rounds = 1
-    calls = (1, 2, 4)
 
     @contextlib.contextmanager
     def ground(self, folder):

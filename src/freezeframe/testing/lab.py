@@ -137,7 +137,7 @@ def run_in_lab(
         folder = Path(temporary)
         console, output = folder / "console", folder / "output"
         command = [
-            qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory),
+            qemu, *machine.EMULATED, "-m", str(memory),
             "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
             "-serial", f"file:{console}", "-serial", f"file:{output}",
             *root,
@@ -163,7 +163,7 @@ def run_in_lab(
 def _lab_root(lab: Lab) -> list[str]:
     return [
         "-kernel", str(lab.kernel), "-initrd", str(lab.initrd),
-        "-append", "root=LABEL=lab-root rw console=ttyS0 panic=-1 quiet",
+        "-append", f"root=LABEL=lab-root rw panic=-1 quiet {machine.KERNEL_OPTIONS}",
         *_drive(lab.disk, "root", "snapshot=on"),
     ]  # fmt: skip
 

@@ -195,8 +195,9 @@ class ProviderContract:
     provider: ClassVar[type[Provider]]
     #: So many copies are made one after the other by the test of the point in time.
     rounds: ClassVar[int] = 2
-    #: Calls of device-mapper in a commit before which the program is killed.
-    calls: ClassVar[tuple[int, ...]] = ()
+    #: Where the program is killed: a step's name, or before the call of device-mapper of that
+    #: number in a commit.
+    killed_at: ClassVar[tuple[str | int, ...]] = ("prepare", "hold", "commit", "resume")
 
     @contextlib.contextmanager
     def ground(self, folder: Path) -> Iterator[Ground]:
@@ -440,8 +441,7 @@ class ProviderContract:
     def test_killed_at_each_step(self, place: Ground) -> None:
         """Writers go on at once; another process finds and removes all that is left."""
         with pairs_written(place.points) as writer:
-            steps: tuple[str | int, ...] = ("prepare", "hold", *self.calls, "commit", "resume")
-            for step in steps:
+            for step in self.killed_at:
                 before = self.state()
                 record = self._killed_at(step, place)
                 began = time.monotonic()
