@@ -11,7 +11,12 @@ TRACKER := src/freezeframe/tracking/bpf/tracker.bpf
 
 .PHONY: setup demo test lint bench lock clean packages packages-bench
 
-setup: $(VENV)/.ready $(TRACKER).o
+setup: $(VENV)/.ready $(TRACKER).o $(VENV)/.compiled
+
+# Once, not each time the program starts: some machines are set not to keep what Python compiles.
+$(VENV)/.compiled: $(shell find src -name '*.py') | $(VENV)/.ready
+	$(BIN)/python -m compileall -q src
+	touch $@
 
 # The kernel side of tracking. The install below builds it too; this is for when it changes.
 $(TRACKER).o: $(TRACKER).c $(dir $(TRACKER))tracker.h tools/build-bpf | $(VENV)/.ready
@@ -41,10 +46,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes, shared out by tests/conftest.py; then the virtual machines, each of which takes
-# both cores.
+# Three processes, shared out by tests/conftest.py: one of them mostly waits for devices. Then the
+# virtual machines, each of which takes two cores.
 test: setup packages
-	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+	$(AS_ROOT) $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder \
 	  tests/unit tests/contract tests/cli tests/root
 	$(AS_ROOT) $(BIN)/python -m pytest tests/vm
 

@@ -22,7 +22,18 @@ settings.load_profile("freezeframe")
 _HERE = Path(__file__).parent
 _ALONE = [
     f"tests/root/test_{name}.py"
-    for name in ("exfat_used", "ext_used", "failures", "fixture_disks", "ntfs_used", "xfs_used")
+    for name in (
+        "end_to_end",
+        "exfat_used",
+        "ext_used",
+        "failures",
+        "files",
+        "fixture_disks",
+        "lvm",
+        "ntfs_used",
+        "shrink",
+        "xfs_used",
+    )
 ]
 
 
@@ -39,7 +50,7 @@ class _Rooms(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Share the tests out, for `pytest -n 2`."""
+    """Share the tests out, for `pytest -n 3`."""
     return _Rooms(config, log)
 
 

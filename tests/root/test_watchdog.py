@@ -212,7 +212,11 @@ def test_without_a_watchdog_nothing_is_frozen(ext4: MountedDisk) -> None:
 def test_a_watchdog_that_cannot_start(ext4: MountedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     found = find_filesystems([ext4.node])
-    with pytest.raises(FreezeError, match="watchdog"), Freezer(found.filesystems):
+    with (
+        Freezer(found.filesystems) as freezer,
+        pytest.raises(FreezeError, match="watchdog"),
+        freezer.window(),
+    ):
         pass
     assert not is_frozen(ext4.point)
 
@@ -222,6 +226,7 @@ def test_only_what_was_announced(ext4: MountedDisk) -> None:
     descriptor = os.open(ext4.point, os.O_RDONLY)
     try:
         with Watchdog([descriptor], ["there"], 0.1) as watchdog:
+            watchdog.ensure()
             assert watchdog.locked
             run(("fsfreeze", "--freeze", str(ext4.point)))
             watchdog.arm()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from freezeframe.app import doctor
+from freezeframe.app import hot_doctor
 from freezeframe.app.doctor import examine
 from freezeframe.core.errors import TrackingUnavailable
 from freezeframe.shadow.filesystems import MountedFilesystem, OnDisks
@@ -41,10 +41,10 @@ def test_what_hot_processing_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     def missing() -> Path:
         raise TrackingUnavailable("there is none", hint="mount one")
 
-    monkeypatch.setattr(doctor, "pins_folder", missing)
-    monkeypatch.setattr(doctor, "place_in_memory", missing)
-    monkeypatch.setattr(doctor, "_read", lambda path: "none [confidentiality]")
-    found = {finding.name: finding for finding in doctor.hot_processing()}
+    monkeypatch.setattr(hot_doctor, "pins_folder", missing)
+    monkeypatch.setattr(hot_doctor, "place_in_memory", missing)
+    monkeypatch.setattr(hot_doctor, "read_text", lambda path: "none [confidentiality]")
+    found = {finding.name: finding for finding in hot_doctor.hot_processing()}
     for name in ("BPF filesystem", "memory for marks", "lockdown"):
         assert found[name].state == "missing"
         assert name in found["hot processing"].detail
@@ -58,8 +58,8 @@ def test_filesystems_that_cannot_be_frozen_are_named(monkeypatch: pytest.MonkeyP
         _mounted("/boot/efi", "vfat", freezes=False),
         _mounted("/cd", "udf", freezes=False, read_only=True),
     )
-    monkeypatch.setattr(doctor, "find_filesystems", lambda _disks: OnDisks(mounted, ()))
-    finding = doctor._freezing()
+    monkeypatch.setattr(hot_doctor, "find_filesystems", lambda _disks: OnDisks(mounted, ()))
+    finding = hot_doctor._freezing()
     assert finding.state == "limited"
     assert finding.detail == (
         "to be frozen in an image: / (ext4); not /boot/efi (vfat):"
@@ -83,7 +83,7 @@ def test_what_hot_processing_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {finding.name: finding for finding in examine()}
     assert set(names) <= found.keys()
     monkeypatch.setattr(libbpf, "available", lambda: "libbpf.so.1 is missing")
-    monkeypatch.setattr("freezeframe.app.doctor.BTF", Path("/nonexistent"))
+    monkeypatch.setattr("freezeframe.app.hot_doctor.BTF", Path("/nonexistent"))
     found = {finding.name: finding for finding in examine()}
     assert found["libbpf1"].advice == "apt-get install libbpf1"
     assert found["BTF"].state == "limited"

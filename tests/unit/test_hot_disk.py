@@ -162,8 +162,7 @@ class Images:
                 if disk.parent is not None:
                     world.harvest()
                     granules = np.flatnonzero(world.pending).astype(np.int64)
-                    changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size)
-                    image.take_over(disk.number, disk.take_from_parent(changed))
+                    image.take_over(disk.number, disk.take_from_parent(granules))
             tracked.disks = disks
             self.filesystems = ToyFilesystems(self.freezer, list(self.answers))
             engine = HotEngine(

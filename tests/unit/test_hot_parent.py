@@ -31,10 +31,8 @@ def hot_disk(parent: ParentDisk) -> HotDisk:
     )
 
 
-def test_what_was_unreadable_is_tried_again() -> None:
-    bad = Extents.single(CHUNK + 4096, CHUNK + 8192)
-    changed = Extents.single(0, GRANULE)
-    parent = ParentDisk(
+def parent_disk(bad: Extents) -> ParentDisk:
+    return ParentDisk(
         image="0" * 64,
         size=SIZE,
         ids=np.zeros((4, 32), np.uint8),
@@ -45,8 +43,22 @@ def test_what_was_unreadable_is_tried_again() -> None:
         used=Extents.single(0, SIZE),
         unreadable=bad,
     )
-    disk = hot_disk(parent)
-    assert disk.take_from_parent(changed).tolist() == [0, 1, 2]
+
+
+def test_what_was_unreadable_is_tried_again() -> None:
+    bad = Extents.single(CHUNK + 4096, CHUNK + 8192)
+    changed = Extents.single(0, GRANULE)
+    disk = hot_disk(parent_disk(bad))
+    assert disk.take_from_parent(changed.units(GRANULE)).tolist() == [0, 1, 2]
     disk.estimate(Extents.single(0, SIZE))
     missing = Extents.single(3 * CHUNK, SIZE)
     assert disk.needed() == changed | bad | missing
+
+
+def test_a_chunk_marked_all_over_is_rewritten() -> None:
+    """One granule less, and some of it may be what the parent has."""
+    per_chunk = CHUNK // GRANULE
+    marked = [*range(per_chunk), *range(per_chunk, 2 * per_chunk - 1), 4 * per_chunk - 1]
+    disk = hot_disk(parent_disk(Extents.empty()))
+    disk.take_from_parent(np.array(marked, np.int64))
+    assert disk.rewritten.tolist() == [True, False, False, False]

@@ -217,6 +217,20 @@ def test_a_chunk_is_split_once_and_then_only_what_changes_is_stored(
     assert stats.plain_bytes < little
 
 
+def test_a_chunk_rewritten_all_over_stays_whole(repository: Repository) -> None:
+    """Nothing of it is there already; but what became what it was before is taken over."""
+    disk = SparseDisk(3 * MIB, {number: fresh() for number in range(3)})
+    first, _ = save_image(repository, disk)
+    disk.chunks |= {0: fresh(), 1: fresh()}
+    second, stats = save_image(repository, disk, as_parent(first), rewritten=(0, 2))
+    assert fine_of(second) == [1]
+    assert CHUNK < stats.plain_bytes < 2 * CHUNK  # the granules of the other are all the same
+    assert read_image(second) == disk.nonzero()
+    assert second.disk_blobs(second.manifest.disks[0]).ids[-1].tobytes() == (
+        first.disk_blobs(first.manifest.disks[0]).ids[-1].tobytes()
+    )
+
+
 def test_what_is_measured_against_stays_whole(repository: Repository) -> None:
     disk = SparseDisk(3 * MIB, {n: fresh() for n in range(3)})
     image, _ = save_image(repository, disk)

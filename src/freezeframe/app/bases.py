@@ -115,6 +115,5 @@ def take_over(
         if pending is None:
             continue
         granules = on_source(pending.granules(), disk)
-        changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size)
-        each.changed = changed.total
-        image.take_over(disk.number, disk.take_from_parent(changed))
+        each.changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size).total
+        image.take_over(disk.number, disk.take_from_parent(granules))

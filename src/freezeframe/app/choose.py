@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from freezeframe.app.doctor import hot_processing
+from freezeframe.app.hot_doctor import hot_lacks, hot_needs
 from freezeframe.app.track import disks_in_use
 from freezeframe.core.errors import TrackingUnavailable, UsageError
 from freezeframe.image.manifest import Mode
@@ -121,8 +121,7 @@ def how_taken(path: str, lacks: Sequence[str], *, repository: str = "") -> Taken
 
 def machine_lacks() -> tuple[str, ...]:
     """Return what keeps this machine from imaging any disk in use, as `doctor` names it."""
-    found = (each.name for each in hot_processing() if each.state == "missing")
-    return tuple(name for name in found if name != "hot processing")
+    return hot_lacks(hot_needs())
 
 
 def untrackable(node: Node) -> str:

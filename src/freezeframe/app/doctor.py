@@ -7,48 +7,26 @@ import platform
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from freezeframe.access.attach import attachments
 from freezeframe.access.boot.accelerator import why_no_kvm
 from freezeframe.access.boot.firmware import uefi_firmware
 from freezeframe.access.fuse import SUBTYPE, load_binding
-from freezeframe.app.track import disks_in_use
-from freezeframe.core.errors import FreezeframeError, TrackingUnavailable
+from freezeframe.app.hot_doctor import Finding, hot_processing, may_administer, read_text
+from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import MIB, human_size
-from freezeframe.shadow.filesystems import find_filesystems
-from freezeframe.system import sysfs
 from freezeframe.system.memory import available_memory
 from freezeframe.system.mounting import answers
 from freezeframe.system.mounts import own_mounts
 from freezeframe.system.run import run, which
 from freezeframe.system.tools import Package, packages
-from freezeframe.tracking import libbpf
-from freezeframe.tracking.program import BTF, object_path
-from freezeframe.tracking.record import pins_folder, place_in_memory
 
-State = Literal["ok", "missing", "limited", "not verified"]
-
-_CAP_SYS_ADMIN = 21
 #: The bound the program keeps to, and as much again for everybody else.
 _ENOUGH_MEMORY = 800 * MIB
 #: Filesystems that are grown while mounted, by the kernel.
 _GROWN_MOUNTED = ("xfs", "btrfs")
 _FILESYSTEMS = ("ext4", "xfs", "btrfs", "vfat", "exfat", "ntfs3", "f2fs")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    state: State
-    #: What was found, and what it is needed for.
-    detail: str
-    #: What to do; nothing where nothing needs doing.
-    advice: str = ""
 
 
 def examine() -> list[Finding]:
@@ -95,7 +73,7 @@ def _rights() -> Finding:
             "not root: disk image files only, no devices",
             "sudo freezeframe …",
         )
-    if not _has_capability(_CAP_SYS_ADMIN):
+    if not may_administer():
         return Finding(
             "rights",
             "limited",
@@ -103,11 +81,6 @@ def _rights() -> Finding:
             "run it outside of the container",
         )
     return Finding("rights", "ok", "root")
-
-
-def _has_capability(number: int) -> bool:
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", _read("/proc/self/status"), re.MULTILINE)
-    return found is None or bool(int(found[1], 16) >> number & 1)
 
 
 def _memory() -> Finding:
@@ -126,7 +99,7 @@ def _loop() -> Finding:
 
 
 def _device_mapper() -> Finding:
-    known = "device-mapper" in _read("/proc/misc")
+    known = "device-mapper" in read_text("/proc/misc")
     if known:
         return Finding("device-mapper", "ok", "LVM and encrypted volumes can be used as sources")
     return Finding(
@@ -165,10 +138,10 @@ def _filesystems() -> Finding:
 
 def _knows(kind: str) -> bool:
     """Whether the kernel has a filesystem, loaded or as a module it can load."""
-    if kind in _read("/proc/filesystems").split():
+    if kind in read_text("/proc/filesystems").split():
         return True
     folder = Path("/lib/modules", platform.release())
-    listed = _read(str(folder / "modules.dep")) + _read(str(folder / "modules.builtin"))
+    listed = read_text(str(folder / "modules.dep")) + read_text(str(folder / "modules.builtin"))
     return re.search(rf"/{kind}\.ko(\.\w+)?(:|$)", listed, re.MULTILINE) is not None
 
 
@@ -221,133 +194,6 @@ def _restic() -> Finding:
     except FreezeframeError as error:
         return Finding("restic", "limited", f"{error.message}: {use}", "apt-get install restic")
     return Finding("restic", "ok", f"{' '.join(said.split()[:2])}: {use}")
-
-
-# -- hot processing -------------------------------------------------------------------
-
-
-def hot_processing() -> list[Finding]:
-    """Look at what imaging disks in use needs, each for itself, and say what comes of it."""
-    found = [
-        _tracker_object(),
-        _library(),
-        _bpf_filesystem(),
-        _place_for_marks(),
-        _btf(),
-        _disk_numbers(),
-        _lockdown(),
-        _hot_rights(),
-    ]
-    lacks = [finding.name for finding in found if finding.state == "missing"]
-    if lacks:
-        verdict = Finding(
-            "hot processing",
-            "missing",
-            f"disks in use cannot be imaged here for lack of: {', '.join(lacks)}",
-            "see to those, or image the disks offline",
-        )
-    else:
-        verdict = Finding(
-            "hot processing", "ok", "disks in use can be imaged: `freezeframe backup` does it"
-        )
-    return [*found, _freezing(), verdict]
-
-
-def _tracker_object() -> Finding:
-    try:
-        path = object_path()
-    except TrackingUnavailable as error:
-        return Finding("compiled tracker", "missing", error.message, error.hint)
-    return Finding("compiled tracker", "ok", str(path))
-
-
-def _library() -> Finding:
-    use = "to load the tracker into the kernel"
-    reason = libbpf.available()
-    if reason:
-        return Finding("libbpf1", "missing", reason, "apt-get install libbpf1")
-    return Finding("libbpf1", "ok", use)
-
-
-def _bpf_filesystem() -> Finding:
-    try:
-        pins_folder()
-    except TrackingUnavailable as error:
-        return Finding("BPF filesystem", "missing", error.message, error.hint)
-    return Finding("BPF filesystem", "ok", "keeps marks between images")
-
-
-def _btf() -> Finding:
-    if BTF.exists():
-        return Finding("BTF", "ok", "the kernel describes its own structures")
-    return Finding(
-        "BTF",
-        "limited",
-        "the kernel does not describe its structures: images of disks in use are always read in "
-        "full, a write may be missed while another BPF program runs, and disks without requests "
-        "(md, zram) cannot be tracked",
-        "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions have",
-    )
-
-
-def _place_for_marks() -> Finding:
-    try:
-        place = place_in_memory()
-    except TrackingUnavailable as error:
-        return Finding("memory for marks", "missing", error.message, error.hint)
-    return Finding("memory for marks", "ok", f"{place}: what was written since each image")
-
-
-def _disk_numbers() -> Finding:
-    if any(node.diskseq for node in sysfs.disks()):
-        return Finding("disk numbers", "ok", "a disk that took another's place is told apart")
-    return Finding(
-        "disk numbers",
-        "limited",
-        "the kernel does not number its disks (diskseq): images of disks in use are always read "
-        "in full",
-        "use a newer kernel",
-    )
-
-
-def _lockdown() -> Finding:
-    # security/security.c: reading kernel memory by BPF is refused in this mode only.
-    if "[confidentiality]" in _read("/sys/kernel/security/lockdown"):
-        return Finding(
-            "lockdown",
-            "missing",
-            "the kernel is locked down for confidentiality: no program may look at its requests",
-            "start it with lockdown=integrity, or image the disks offline",
-        )
-    return Finding("lockdown", "ok", "the kernel lets the tracker look at requests")
-
-
-def _hot_rights() -> Finding:
-    if os.geteuid() != 0 or not _has_capability(_CAP_SYS_ADMIN):
-        return Finding(
-            "rights to track and freeze",
-            "missing",
-            "loading the tracker and freezing filesystems need CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN",
-            "run it as root, outside of containers",
-        )
-    return Finding("rights to track and freeze", "ok", "root")
-
-
-def _freezing() -> Finding:
-    """Tell which of what is mounted can be held still; that is asked of the kernel only then."""
-    found = find_filesystems(disks_in_use()).filesystems
-    writable = [each for each in found if not each.read_only]
-    frozen = [f"{each.point} ({each.kind})" for each in writable if each.freezes]
-    others = [f"{each.point} ({each.kind})" for each in writable if not each.freezes]
-    detail = f"to be frozen in an image: {', '.join(frozen) or 'nothing'}"
-    if others:
-        return Finding(
-            "freezing",
-            "limited",
-            f"{detail}; not {', '.join(others)}: these are crash-consistent in an image",
-            "nothing for an EFI partition; unmount others, or mount them read-only",
-        )
-    return Finding("freezing", "ok", detail)
 
 
 # -- images that are mounted or attached ------------------------------------------------
@@ -405,10 +251,3 @@ def _not_verified() -> Iterator[Finding]:
         "measured on Linux 6.18 and 6.1 only; NVMe with several paths is refused",
         "restore an image onto another disk and check it, before relying on it",
     )
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

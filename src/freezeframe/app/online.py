@@ -67,8 +67,9 @@ from freezeframe.tracking import (
     start,
 )
 
-#: Bytes for what is read around the freeze, to begin with: more is taken when it is needed.
-_FIRST_MEMORY = 32 * MIB
+#: Bytes for what is read around the freeze, to begin with: more is taken when it is needed. A bit
+#: above what is kept free before a freeze (`backup.hot.disk`), so that a quiet disk takes no more.
+_FIRST_MEMORY = 20 * MIB
 
 
 def backup_online(
@@ -103,8 +104,12 @@ def backup_online(
         stack.callback(company.remember, clock)
         stack.enter_context(company.coordinator)
         trackers = {number: stack.enter_context(start(node)) for number, node in _wholes(nodes)}
-        index = index_for_writing(repository, progress)
         outsiders = find_outsiders(list(nodes.values()))
+        frozen = [*nodes.values(), *_frozen_by_us(chosen)]
+        # Early: its watchdog takes a moment to start.
+        mounted = Mounted(frozen, outsiders, settings.freeze_limit)
+        stack.callback(mounted.close)
+        index = index_for_writing(repository, progress)
         disks = [
             _open(number, path, node, len(nodes), settings, outsiders, stack)
             for number, (path, node) in enumerate(nodes.items())
@@ -120,9 +125,6 @@ def backup_online(
         sizes = [*(disk.size for disk in disks), *copies.sizes]
         image = ImageWriter(repository, writer, sizes, parents)
         take_over(disks, trackers, trust, image, repository)
-        frozen = [*nodes.values(), *_frozen_by_us(chosen)]
-        mounted = Mounted(frozen, outsiders, settings.freeze_limit)
-        stack.callback(mounted.close)
         world = World(
             disks=disks,
             sources=[source_of(disk) for disk in disks],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from freezeframe.app.doctor import Finding
+from freezeframe.app.hot_doctor import Finding
 from freezeframe.app.writers import examine_writers
 from freezeframe.shadow.journal import running
 from freezeframe.shadow.providers import provider_kinds

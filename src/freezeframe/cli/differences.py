@@ -8,7 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from freezeframe.app.diff import DiskChange, RegionChange
-from freezeframe.cli.output import Output, plain
+from freezeframe.cli.output import Output
+from freezeframe.cli.terminal import plain
 from freezeframe.core.units import human_size
 from freezeframe.image.manifest import RegionRecord
 

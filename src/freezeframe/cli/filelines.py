@@ -12,7 +12,7 @@ from rich.text import Text
 from freezeframe.access.files.base import Stat
 from freezeframe.access.files.volumes import Volume
 from freezeframe.app.files import Listed, View
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import human_size
 

@@ -86,18 +86,22 @@ class Settings:
         of the program is loaded. It is asked for before this returns.
         """
         location, password = self.location(), self.password()
+        # Here, not above: `--version` and `--help` need none of it. And not in the thread, which
+        # would wait there for what else is loaded meanwhile.
+        from freezeframe.repo.unlock import unlock
+        from freezeframe.store.open import open_store
 
-        def open_it() -> Repository:
-            # Here, not above: `--version` and `--help` need none of it.
-            from freezeframe.repo.repository import open_repository
-            from freezeframe.store.open import open_store
-
-            return open_repository(open_store(location), password)
-
+        store = open_store(location)
         pool = ThreadPoolExecutor(1, thread_name_prefix="open")
-        opened = pool.submit(open_it)
+        unlocked = pool.submit(unlock, store, password)
         pool.shutdown(wait=False)
-        return opened.result
+
+        def opened() -> Repository:
+            from freezeframe.repo.repository import unlocked_repository
+
+            return unlocked_repository(unlocked.result())
+
+        return opened
 
 
 def _environment(name: str) -> str | None:

@@ -15,27 +15,22 @@ import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 import msgspec
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.text import Text
 
 from freezeframe.core.units import human_size, human_time
+
+if TYPE_CHECKING:
+    # rich is loaded only for what plain text does not do: it takes as long as a small backup's
+    # other parts together.
+    from rich.console import RenderableType
+
+    from freezeframe.cli.terminal import Bar
 
 #: Seconds between progress lines where there is no terminal, and between JSON status objects.
 _PLAIN_EVERY = 10.0
 _JSON_EVERY = 1.0
-_PIPE_WIDTH = 160
 
 JsonValue = object
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -53,11 +48,6 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
 
 
-def plain(text: str) -> Text:
-    """Return text to be shown as it is: brackets are no markup, control characters are seen."""
-    return Text(printable(text))
-
-
 def json_line(message_type: str, fields: Mapping[str, JsonValue]) -> bytes:
     """Return one JSON object and a newline."""
     record = {"message_type": message_type, **fields}
@@ -68,36 +58,17 @@ def json_line(message_type: str, fields: Mapping[str, JsonValue]) -> bytes:
         return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
-class _Console(Console):
-    """A console that ends nothing but itself when nobody reads any more."""
-
-    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
-        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, width=width)
-
-    def on_broken_pipe(self) -> None:
-        """Say nothing more; rich would end the thread, and with it the work of that thread.
-
-        Without its results a command has failed; without its progress it has not.
-        """
-        self.quiet = True
-        if not self.stderr:
-            raise BrokenPipeError
-
-
 class Output:
     """Prints results, and shows progress (it is a `core.progress.Progress`). Thread-safe."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json = json
         self.quiet = quiet
-        # A pipe or file has no width: wide enough that tables stay in one piece.
-        width = None if sys.stdout.isatty() else _PIPE_WIDTH
-        self.console = _Console(width=width)
-        self._errors = _Console(stderr=True)
         self._lock = threading.Lock()
         self._stage: _Stage | None = None
-        self._live: Progress | None = None
-        self._task = TaskID(0)
+        self._bar: Bar | None = None
+        #: Nobody reads standard error any more.
+        self._unheard = False
         if verbose:
             logging.basicConfig(stream=sys.stderr, level=logging.DEBUG, format="%(message)s")
 
@@ -116,9 +87,15 @@ class Output:
 
     def show(self, thing: RenderableType) -> None:
         """Print something for people; nothing in JSON."""
-        if not self.json:
-            self.finish()
-            self.console.print(plain(thing) if isinstance(thing, str) else thing)
+        if self.json:
+            return
+        self.finish()
+        if isinstance(thing, str):
+            _write(sys.stdout, printable(thing))
+        else:
+            from freezeframe.cli.terminal import show
+
+            show(thing)
 
     def record(self, message_type: str, fields: Mapping[str, JsonValue]) -> None:
         """Print one JSON object; nothing for people."""
@@ -135,19 +112,11 @@ class Output:
         self.finish()
         with self._lock:
             self._stage = _Stage(label, total, time.monotonic())
-        if self.quiet or self.json or not self._errors.is_terminal:
+        if self.quiet or self.json or not sys.stderr.isatty():
             return
-        self._live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=self._errors,
-            transient=True,
-        )
-        self._task = self._live.add_task(label, total=total or None)
-        self._live.start()
+        from freezeframe.cli.terminal import Bar
+
+        self._bar = Bar(label, total)
 
     def advance(self, amount: int) -> None:
         """Count work done; shown now and then."""
@@ -156,8 +125,8 @@ class Output:
             if stage is None:
                 return
             stage.done += amount
-            if self._live is not None:
-                self._live.update(self._task, completed=stage.done)
+            if self._bar is not None:
+                self._bar.update(stage.done)
                 return
             every = _JSON_EVERY if self.json else _PLAIN_EVERY
             now = time.monotonic()
@@ -186,16 +155,13 @@ class Output:
         elif not self.quiet:
             of = f" of {human_size(stage.total)}" if stage.total else ""
             rest = f", {human_time(left)} left" if left is not None else ""
-            self._errors.print(
-                f"{stage.label}: {human_size(stage.done)}{of}, {human_size(rate)}/s{rest}",
-                markup=False,
-            )
+            self._say(f"{stage.label}: {human_size(stage.done)}{of}, {human_size(rate)}/s{rest}")
 
     def finish(self) -> None:
         """End the stage, and take its bar from the screen."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
         with self._lock:
             self._stage = None
 
@@ -204,7 +170,25 @@ class Output:
         if self.json:
             self.record("note", {"text": text})
         elif not self.quiet:
-            self._errors.print(printable(text), markup=False)
+            self._say(printable(text))
+
+    def _say(self, text: str) -> None:
+        """Print a line on standard error, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.say(text)
+            return
+        if self._unheard:
+            return
+        try:
+            _write(sys.stderr, text)
+        except BrokenPipeError:
+            # Without its results a command has failed; without its progress it has not.
+            self._unheard = True
+
+
+def _write(file: TextIO, text: str) -> None:
+    file.write(f"{text}\n")
+    file.flush()
 
 
 class _Stage:

@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from freezeframe.cli.output import plain, printable
+from freezeframe.cli.output import printable
+from freezeframe.cli.terminal import plain
 from freezeframe.core.units import human_size
 from freezeframe.image.manifest import DiskRecord, RegionRecord
 

@@ -70,12 +70,13 @@ class ChunkStore:
         self._fingerprinter = fingerprinter
         self._granular = granular
 
-    def put(self, disk: int, number: int, chunk: memoryview) -> None:
+    def put(self, disk: int, number: int, chunk: memoryview, *, rewritten: bool = False) -> None:
         """Store chunk `number` of a disk; the buffer is free again on return.
 
         A chunk of zeros is known without hashing it, one that the parent has by its fast
         sum. A chunk that differs from the parent's is stored by granules: where a disk is
-        written to, it will be again, a little everywhere. A chunk may be stored again: the
+        written to, it will be again, a little everywhere. Not so one that is known to be
+        `rewritten` all over: nothing of it is there already. A chunk may be stored again: the
         last one wins. Different threads must not store the same chunk at once.
         """
         target = self._disks[disk]
@@ -91,7 +92,7 @@ class ChunkStore:
         elif np.array_equal(parent.sums[number], total):
             _take_over(target, parent, number)
             self._handle.count_known(len(chunk))
-        elif not self._granular:
+        elif rewritten or not self._granular:
             self._whole(target, number, chunk)
         elif number in parent.fine:
             self._granules(target, number, chunk)

@@ -9,10 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 from freezeframe.core.errors import (
-    NoRepository,
     ObjectMissing,
     RepositoryDamaged,
-    RepositoryUnsupported,
     UsageError,
 )
 from freezeframe.core.progress import Progress, Silent
@@ -25,10 +23,9 @@ from freezeframe.repo.locks import Lock, LockTimes
 from freezeframe.repo.polynomial import random_irreducible
 from freezeframe.repo.sealed import decode, open_text, refuse_huge, seal_text
 from freezeframe.repo.snapshots import Snapshot, encode_snapshot
-from freezeframe.repo.structs import ConfigFile, IndexFile, LockFile, VersionOnly
+from freezeframe.repo.structs import ConfigFile, IndexFile, LockFile
+from freezeframe.repo.unlock import VERSION, Unlocked, unlock
 from freezeframe.store.base import CONFIG_NAME, Kind, Store
-
-VERSION = 2
 
 #: Told of each damaged object; the rest is read all the same.
 OnDamage = Callable[[RepositoryDamaged], None]
@@ -57,40 +54,13 @@ def create_repository(store: Store, password: str) -> Repository:
 
 
 def open_repository(store: Store, password: str) -> Repository:
-    """Open a repository.
+    """Open a repository. Raises what `unlock` does."""
+    return unlocked_repository(unlock(store, password))
 
-    Raises `NoRepository`, `RepositoryUnsupported` (another format), `WrongPassword`, or
-    `RepositoryDamaged` where neither config nor keys are what they must be.
-    """
-    if not store.exists(Kind.CONFIG, CONFIG_NAME):
-        if store.list(Kind.KEYS):
-            raise RepositoryDamaged(
-                Kind.CONFIG,
-                CONFIG_NAME,
-                "it is missing, though keys are there",
-                hint="bring it back from a copy of the repository",
-            )
-        raise NoRepository(
-            f"there is no repository at {store.location}",
-            hint="make one with `freezeframe init`, or name another place",
-        )
-    for name, size in store.list(Kind.CONFIG):
-        refuse_huge(Kind.CONFIG, name, size)
-    sealed = store.get(Kind.CONFIG, CONFIG_NAME)
-    master, key_id = keys.open_master(store, password)
-    text = open_text(Sealer(master), sealed, Kind.CONFIG, CONFIG_NAME)
-    version = decode(text, VersionOnly, Kind.CONFIG, CONFIG_NAME).version
-    if version == 1:
-        raise RepositoryUnsupported(
-            f"the repository at {store.location} has restic's format 1; format 2 is needed",
-            hint="turn it into one, its content stays: restic migrate upgrade_repo_v2",
-        )
-    if version != VERSION:
-        raise RepositoryUnsupported(
-            f"the repository at {store.location} has format {version}; format 2 is needed",
-            hint="use a newer freezeframe",
-        )
-    return Repository(store, decode(text, ConfigFile, Kind.CONFIG, CONFIG_NAME), master, key_id)
+
+def unlocked_repository(unlocked: Unlocked) -> Repository:
+    """Return the repository of which the password was right."""
+    return Repository(unlocked.store, unlocked.config, unlocked.master, unlocked.key_id)
 
 
 class Repository:

@@ -35,6 +35,8 @@ class Companion(Closing):
     def __init__(self) -> None:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        #: Whether it was begun and has not said that it is ready.
+        self._starting = False
         #: Whether its memory is locked: it should be, but works without.
         self.locked = False
 
@@ -60,6 +62,14 @@ class Companion(Closing):
 
     def ensure(self) -> None:
         """Start it where it does not run. `FreezeError` where it cannot be started."""
+        self.begin()
+        self._wait_until_ready()
+
+    def begin(self) -> None:
+        """Start it where it does not run, without waiting; the first message waits.
+
+        `FreezeError` where it cannot be started.
+        """
         if self._process is not None:
             if self._process.poll() is None:
                 return
@@ -70,10 +80,20 @@ class Companion(Closing):
                 self._process = self._start(theirs)
             ours.settimeout(PATIENCE)
             self._channel = ours
-            answer = ours.recv(64)
+            self._starting = True
         except OSError as error:
             self.close()
             raise self._ended(str(error)) from error
+
+    def _wait_until_ready(self) -> None:
+        if self._channel is None or not self._starting:
+            return
+        try:
+            answer = self._channel.recv(64)
+        except OSError as error:
+            self.close()
+            raise self._ended(str(error)) from error
+        self._starting = False
         if not answer.startswith(b"ready "):
             self.close()
             raise self._ended("it ended at once")
@@ -104,6 +124,7 @@ class Companion(Closing):
 
     def close(self) -> None:
         """End it; should anything still be held, it lets that go first."""
+        self._starting = False
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -115,6 +136,7 @@ class Companion(Closing):
 
     def tell(self, text: str) -> None:
         """Send it a message. `FreezeError` where it has ended."""
+        self._wait_until_ready()
         if self._channel is None:
             raise self._ended("it does not run")
         try:

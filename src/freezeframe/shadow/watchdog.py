@@ -32,7 +32,7 @@ class Watchdog(Companion):
         self._limit = limit
 
     def __enter__(self) -> Self:
-        self.ensure()
+        self.begin()
         return self
 
     def descriptors(self) -> Sequence[int]:

@@ -58,6 +58,7 @@ def save_image(
     *,
     taken_over: Collection[int] = (),
     fine: Collection[int] = (),
+    rewritten: Collection[int] = (),
     used: Extents | None = None,
     granular: bool = True,
     threads: int = 1,
@@ -65,7 +66,8 @@ def save_image(
 ) -> tuple[ImageReader, WriterStats]:
     """Make an image and open it as another run of the program would.
 
-    Chunks `taken_over` are not even looked at; those in `fine` go by granules in any case.
+    Chunks `taken_over` are not even looked at; those in `fine` go by granules in any case;
+    of those `rewritten` every byte was written since the parent.
     """
     with BlobWriter(repository, _index(repository), pack_size=pack_size) as writer:
         image = ImageWriter(repository, writer, [disk.size], [parent], granular=granular)
@@ -76,7 +78,10 @@ def save_image(
 
             def put(number: int) -> None:
                 chunk = memoryview(disk.chunks[number])
-                (store.put_fine if number in fine else store.put)(0, number, chunk)
+                if number in fine:
+                    store.put_fine(0, number, chunk)
+                else:
+                    store.put(0, number, chunk, rewritten=number in rewritten)
 
             return put
 

@@ -161,7 +161,8 @@ class _Worker:
             # Written to while this image is made: a place that is hot.
             self._store.put_fine(job.disk, job.number, chunk)
         else:
-            self._store.put(job.disk, job.number, chunk)
+            rewritten = bool(disk.rewritten[job.number])
+            self._store.put(job.disk, job.number, chunk, rewritten=rewritten)
 
     def _granules(self, disk: HotDisk, job: _Job) -> None:
         base = job.chunk.number * CHUNK

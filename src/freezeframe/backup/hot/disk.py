@@ -78,12 +78,15 @@ class HotDisk:
     bytes_read: int = 0
     #: Chunks that were stored since this image was begun.
     copied: NDArray[np.bool_] = field(init=False)
+    #: Chunks of which every byte was written since the trusted base: marked all over.
+    rewritten: NDArray[np.bool_] = field(init=False)
     #: Marks taken and not in the sets yet.
     _deferred: list[Granules] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.copied = np.zeros(-(-self.reader.size // CHUNK), np.bool_)
+        self.rewritten = np.zeros(len(self.copied), np.bool_)
 
     @property
     def size(self) -> int:
@@ -138,8 +141,8 @@ class HotDisk:
         # Marks taken meanwhile, too: what they are of may be in memory as it was before.
         self.account()
 
-    def take_from_parent(self, changed: Extents) -> Granules:
-        """Count on what the parent has and `changed` does not name; return the chunks to take.
+    def take_from_parent(self, changed: Granules) -> Granules:
+        """Count on what the parent has but for what was `changed`; return the chunks to take.
 
         What could not be read for it is tried again: its zeros are no content.
         """
@@ -148,7 +151,11 @@ class HotDisk:
             return np.empty(0, np.int64)
         numbers = np.flatnonzero(parent.usable)
         taken = Extents.from_blocks(numbers, CHUNK).clip(0, self.size)
-        self.covered = (parent.used & taken) - changed - parent.unreadable
+        written = Extents.from_blocks(changed, GRANULE).clip(0, self.size)
+        self.covered = (parent.used & taken) - written - parent.unreadable
+        per_chunk = CHUNK // GRANULE
+        counts = np.bincount(changed // per_chunk, minlength=len(self.rewritten))
+        self.rewritten = counts == per_chunk
         return numbers
 
     def _without_never(self, granules: Granules) -> Granules:

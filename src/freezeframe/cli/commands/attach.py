@@ -11,7 +11,7 @@ from rich.table import Table
 from freezeframe.access.attach import Attachment, attachments
 from freezeframe.app.attach import PartOptions, attached_image, detach
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 from freezeframe.core.units import human_size
 from freezeframe.system.background import Backgrounded, fork_until_ready
 

@@ -16,8 +16,8 @@ from freezeframe.app.boot import (
 )
 from freezeframe.app.session import opened_images
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
 from freezeframe.cli.sizes import size_in_bytes
+from freezeframe.cli.terminal import plain
 from freezeframe.core.errors import UsageError
 from freezeframe.core.units import human_time
 from freezeframe.image.reader import ImageReader

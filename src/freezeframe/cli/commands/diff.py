@@ -12,7 +12,7 @@ from freezeframe.app.files import Where, opened_views
 from freezeframe.app.session import opened_images
 from freezeframe.cli.differences import show_change, totals
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 from freezeframe.core.units import human_size
 from freezeframe.repo.repository import Repository
 

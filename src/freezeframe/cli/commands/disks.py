@@ -8,8 +8,8 @@ import msgspec
 from freezeframe.app.disks import examine_disks
 from freezeframe.app.providers import Chosen
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
+from freezeframe.cli.terminal import plain
 
 
 @click.command("disks")

@@ -14,7 +14,7 @@ from freezeframe.app.history import Version
 from freezeframe.app.history import history as follow
 from freezeframe.cli.filelines import moment
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 from freezeframe.core.errors import UsageError
 from freezeframe.core.units import human_size
 

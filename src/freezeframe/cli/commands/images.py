@@ -11,7 +11,6 @@ from rich.table import Table
 from freezeframe.app.drills import Drill, DrillEntry, all_drills, drills_of
 from freezeframe.app.session import listed_images, opened_images
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
 from freezeframe.cli.picture import disk_picture
 from freezeframe.cli.proof import (
     consistency_lines,
@@ -21,6 +20,7 @@ from freezeframe.cli.proof import (
     shadow_detail_lines,
     shadow_lines,
 )
+from freezeframe.cli.terminal import plain
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import CHUNK, human_size, human_time
 from freezeframe.image import chunklist

@@ -6,7 +6,7 @@ import click
 from rich.table import Table
 
 from freezeframe.cli.options import Session, common, from_file
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 from freezeframe.core.errors import UsageError
 
 

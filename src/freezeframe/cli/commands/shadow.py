@@ -10,9 +10,9 @@ from rich.table import Table
 
 from freezeframe.app.shadow import clean_sets, create_set, delete_set, kept_sets
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
 from freezeframe.cli.proof import shadow_detail_lines, shadow_lines
 from freezeframe.cli.shadow_options import shadow_options, shadow_settings
+from freezeframe.cli.terminal import plain
 from freezeframe.core.units import human_size
 from freezeframe.shadow.leftovers import Cleaned
 

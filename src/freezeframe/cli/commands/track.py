@@ -9,7 +9,7 @@ from rich.table import Table
 
 from freezeframe.app.track import Outcome, start_tracking, stop_tracking, tracked
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 from freezeframe.core.units import GRANULE, human_size
 
 

@@ -9,7 +9,7 @@ import click
 
 from freezeframe.app.verify import verify_device, verify_named
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 from freezeframe.core.units import human_size
 from freezeframe.restore.verify import Damage
 

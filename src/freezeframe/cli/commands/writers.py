@@ -8,7 +8,7 @@ from rich.table import Table
 
 from freezeframe.app.writers import WriterView, examine_writers
 from freezeframe.cli.options import Session, common
-from freezeframe.cli.output import plain
+from freezeframe.cli.terminal import plain
 
 
 @click.command("writers")

@@ -10,6 +10,7 @@ import msgspec
 
 from freezeframe.core.errors import FreezeframeError, ToolFailed
 from freezeframe.shadow.providers.base import ProviderFailed
+from freezeframe.system.devmapper import has_device_mapper
 from freezeframe.system.run import run, which
 
 #: On every volume that is made here: so it can be told what is left over after a reboot.
@@ -107,11 +108,11 @@ def named(name: str) -> LogicalVolume | None:
 
 
 def ours() -> list[LogicalVolume]:
-    """Return the volumes that were made here; none where LVM is not installed."""
-    if which("lvm") is None:
+    """Return the volumes that were made here; none where LVM is not there, or cannot work."""
+    if not has_device_mapper() or which("lvm") is None:
         return []
     try:
-        return [volume for volume in volumes() if TAG in volume.lv_tags.split(",")]
+        return [volume for volume in volumes(fresh=False) if TAG in volume.lv_tags.split(",")]
     except FreezeframeError:
         return []
 
@@ -137,6 +138,8 @@ def remove(name: str) -> None:
 
 def lvm(command: str, *arguments: str) -> str:
     """Run one of LVM's commands and return what it printed. Raises `ProviderFailed`."""
+    global _known
+    _known = None
     try:
         return run(("lvm", command, *arguments), purpose="to handle LVM").stdout.decode()
     except ToolFailed as error:

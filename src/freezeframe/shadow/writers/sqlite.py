@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from freezeframe.shadow.deadline import Deadline
-from freezeframe.shadow.writers import sqlite_process
 from freezeframe.shadow.writers.base import Scope, Writer, WriterKind, WriterResult, WriterVeto
 from freezeframe.shadow.writers.client import Client, ClientFailed
 from freezeframe.shadow.writers.settings import load_settings
 from freezeframe.system.mounts import own_mounts
 from freezeframe.system.servers import open_by_others
 
+#: The program that holds a database; not imported: that would load SQLite as well.
+_PROCESS = str(Path(__file__).with_name("sqlite_process.py"))
 _SUFFIXES = (".db", ".db3", ".sqlite", ".sqlite3", ".s3db")
 #: Beside a database that is in use; the name of its database is what comes before.
 _BESIDE = ("-wal", "-shm", "-journal")
@@ -147,7 +148,7 @@ class SQLite(Writer):
             raise ClientFailed("sqlite", error.strerror or str(error)) from error
         client = Client(
             # Isolated, without site: it needs neither the environment nor packages.
-            (sys.executable, "-I", "-S", "-B", sqlite_process.__file__, os.fspath(self._path),
+            (sys.executable, "-I", "-S", "-B", _PROCESS, os.fspath(self._path),
              str(owner.st_uid), str(owner.st_gid)),
             ending=lambda word: f"say {word}",
             failure=lambda text: text.strip().splitlines()[-1] if text.strip() else "",
