@@ -183,9 +183,8 @@ def _checked(one: Kept) -> bool:
 def _verdict(coarse: Kept, fine: Kept) -> bool:
     ratio = sum(fine.grown[1:]) / sum(coarse.grown[1:])
     first = fine.grown[0] / coarse.grown[0]
-    print(
-        f"{fine.name}: first image {first:.3f} of coarse, later ones: {ratio:.3f} (wanted: {_TARGET})"
-    )
+    print(f"{fine.name}: first image {first:.3f} of coarse, later ones: {ratio:.3f}", end="")
+    print(f" (wanted: {_TARGET})")
     for name, numbers in (("wall", (coarse.wall, fine.wall)), ("cpu", (coarse.cpu, fine.cpu))):
         one, two = (sum(times[1:]) for times in numbers)
         print(f"{name} of the later ones: {one:.1f} s coarse, {two:.1f} s {fine.name}")

@@ -15,6 +15,7 @@ import pytest
 from freezeframe.app.backup import backup_offline
 from freezeframe.core.progress import Silent
 from freezeframe.core.units import MIB
+from freezeframe.image import chunklist
 from freezeframe.image.reader import ImageReader
 from freezeframe.repo.repository import Repository
 from freezeframe.system.loop import attached
@@ -109,6 +110,42 @@ def test_a_chain_and_a_full_read(tmp_path: Path, repository: Repository, kind: s
         check_filesystem(kind, back)
     run(("btrfs", "device", "scan", "--forget"), ok=(0, 1))
     restic(tmp_path / "repository", "check", "--read-data")
+
+
+def test_what_is_rewritten_all_over_stays_whole(
+    tmp_path: Path, repository: Repository, disk: MountedDisk
+) -> None:
+    """A chunk of which every byte was written is one blob again; one written in part is not."""
+    path = disk.point / "rewritten"
+    path.write_bytes(os.urandom(12 * MIB))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    before = image_hot(repository, [disk.device], tmp_path)
+    touched = disk.point / "file7"
+    for place, length, at in ((path, 12 * MIB, 0), (touched, 4096, 300_000)):
+        with place.open("r+b") as file:
+            file.seek(at)
+            file.write(os.urandom(length))
+            os.fsync(file.fileno())
+    made = image_hot(repository, [disk.device], tmp_path, name="increment")
+    assert base_of(made) == before.image.snapshot.id
+    (record,) = made.image.manifest.disks
+    fine = set(chunklist.decode(record.fine).units(1).tolist())
+    whole = {
+        chunk for start, stop in places(path) for chunk in range(-(-start // MIB), stop // MIB)
+    }
+    assert len(whole) >= 4
+    assert not whole & fine
+    ((start, _), *_) = places(touched)
+    assert (start + 300_000) // MIB in fine
+
+
+def places(path: Path) -> list[tuple[int, int]]:
+    """Return where on its disk a file lies, by `filefrag`, in bytes."""
+    lines = run(("filefrag", "-v", "-b4096", str(path))).stdout.decode().splitlines()
+    rows = [line.split(":") for line in lines if line.strip()[:1].isdigit()]
+    found = [tuple(map(int, row[2].replace("..", " ").split())) for row in rows]
+    return [(first * 4096, (last + 1) * 4096) for first, last in found]
 
 
 def test_two_repositories_in_turn(

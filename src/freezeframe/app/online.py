@@ -168,8 +168,8 @@ def backup_online(
             )
         )
         hot = _hot_proof(result.proof, disks, trust)
-        manifest: Manifest = new_manifest(
-            Mode.ONLINE, result.moment, records, proof, hot, company.proof()
+        manifest: Manifest = image.described(
+            new_manifest(Mode.ONLINE, result.moment, records, proof, hot, company.proof())
         )
         snapshot = image.commit(
             manifest,
