@@ -35,7 +35,7 @@ _MOST_PASSES = 24
 #: Freezes that may turn out to lack something before the maps are parsed inside of one.
 _VIEWS = 4
 #: Times that everything is read again because writes left no mark.
-_STARTS = 3
+_STARTS = 6
 #: More than this written where nothing is in use is worth a flush, to know that for certain.
 _WORTH_A_FLUSH = 64 * MIB
 #: A pause that is longer than asked for by this is worth a word.
