@@ -31,12 +31,11 @@ from freezeframe.image import chunklist
 from freezeframe.repo.repository import create_repository, open_repository
 from freezeframe.store.open import open_store
 from freezeframe.system.loop import attached
-from freezeframe.system.run import run
+from freezeframe.testing.hot import untrack
 from freezeframe.testing.repositories import PASSWORD, restic
 from freezeframe.testing.tracking import ensure_mounts
 from freezeframe.testing.volumes import mounted_device
 from measure import stored
-from peers import FREEZEFRAME
 
 #: What the issue wants: later nights take no more than this of what whole chunks take.
 _TARGET = 0.4
@@ -103,7 +102,7 @@ def main() -> int:
                         f" {one.wall[-1]:>8.1f} {one.cpu[-1]:>8.1f} {one.fine[-1]:>6}",
                         flush=True,
                     )
-            run([str(FREEZEFRAME), "track", "stop", device])
+            untrack(device)
         clean = [_checked(one) for one in (*kept, hot)]
     met = [_verdict(kept[0], one) for one in (kept[1], hot)]
     return 0 if all(met) and all(clean) else 1

@@ -20,6 +20,7 @@ from freezeframe.image.reader import ImageReader
 from freezeframe.repo.repository import Repository
 from freezeframe.system.loop import attached
 from freezeframe.system.run import run
+from freezeframe.testing.filetree import seen_by_filefrag
 from freezeframe.testing.frozen import MountedDisk, mounted_at, mounted_disk
 from freezeframe.testing.hot import Made, check_filesystem, differences, image_hot, untrack
 from freezeframe.testing.repositories import PASSWORD, local_repository, restic
@@ -131,21 +132,12 @@ def test_what_is_rewritten_all_over_stays_whole(
     assert base_of(made) == before.image.snapshot.id
     (record,) = made.image.manifest.disks
     fine = set(chunklist.decode(record.fine).units(1).tolist())
-    whole = {
-        chunk for start, stop in places(path) for chunk in range(-(-start // MIB), stop // MIB)
-    }
+    _, places = seen_by_filefrag(path)
+    whole = {chunk for start, stop in places for chunk in range(-(-start // MIB), stop // MIB)}
     assert len(whole) >= 4
     assert not whole & fine
-    ((start, _), *_) = places(touched)
+    _, ((start, _), *_) = seen_by_filefrag(touched)
     assert (start + 300_000) // MIB in fine
-
-
-def places(path: Path) -> list[tuple[int, int]]:
-    """Return where on its disk a file lies, by `filefrag`, in bytes."""
-    lines = run(("filefrag", "-v", "-b4096", str(path))).stdout.decode().splitlines()
-    rows = [line.split(":") for line in lines if line.strip()[:1].isdigit()]
-    found = [tuple(map(int, row[2].replace("..", " ").split())) for row in rows]
-    return [(first * 4096, (last + 1) * 4096) for first, last in found]
 
 
 def test_two_repositories_in_turn(

@@ -24,6 +24,7 @@ from freezeframe.core.errors import (
 from freezeframe.core.extents import Extents
 from freezeframe.core.units import KIB, MIB
 from freezeframe.system.run import run
+from freezeframe.testing.filetree import seen_by_filefrag
 
 
 def sparse(path: Path, size: int, parts: list[tuple[int, int]]) -> Path:
@@ -73,10 +74,8 @@ def test_holes_are_where_filefrag_sees_them(tmp_path: Path) -> None:
     run(["sync", str(path)])
     with open_source(path) as reader:
         assert reader.data_extents() == Extents.of(parts)
-    told = run(["filefrag", "-b4096", "-v", str(path)]).stdout.decode()
-    rows = [line.split(":")[1] for line in told.splitlines() if line.strip()[:1].isdigit()]
-    pairs = [tuple(map(int, row.replace(".", " ").split())) for row in rows]
-    assert Extents.of((a * 4096, (b + 1) * 4096) for a, b in pairs) == Extents.of(parts)
+    data, _ = seen_by_filefrag(path)
+    assert data == Extents.of(parts)
 
 
 def test_no_hole_at_all_and_nothing_but_hole(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ class Images:
                 if disk.parent is not None:
                     world.harvest()
                     granules = np.flatnonzero(world.pending).astype(np.int64)
-                    image.take_over(disk.number, disk.take_from_parent(granules))
+                    changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size)
+                    image.take_over(disk.number, disk.take_from_parent(changed))
             tracked.disks = disks
             self.filesystems = ToyFilesystems(self.freezer, list(self.answers))
             engine = HotEngine(
@@ -188,7 +189,7 @@ class Images:
                 disk_record(plan, disk.unreadable)
                 for plan, disk in zip(result.plans, disks, strict=True)
             )
-            snapshot = image.commit(
+            snapshot, _ = image.commit(
                 new_manifest(Mode.ONLINE, dt.datetime.now().astimezone(), records, Proof()),
                 [plan.used for plan in result.plans],
                 {plan.name: pieces(plan) for plan in result.plans},

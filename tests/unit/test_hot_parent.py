@@ -49,7 +49,7 @@ def test_what_was_unreadable_is_tried_again() -> None:
     bad = Extents.single(CHUNK + 4096, CHUNK + 8192)
     changed = Extents.single(0, GRANULE)
     disk = hot_disk(parent_disk(bad))
-    assert disk.take_from_parent(changed.units(GRANULE)).tolist() == [0, 1, 2]
+    assert disk.take_from_parent(changed).tolist() == [0, 1, 2]
     disk.estimate(Extents.single(0, SIZE))
     missing = Extents.single(3 * CHUNK, SIZE)
     assert disk.needed() == changed | bad | missing
@@ -60,5 +60,5 @@ def test_a_chunk_marked_all_over_is_rewritten() -> None:
     per_chunk = CHUNK // GRANULE
     marked = [*range(per_chunk), *range(per_chunk, 2 * per_chunk - 1), 4 * per_chunk - 1]
     disk = hot_disk(parent_disk(Extents.empty()))
-    disk.take_from_parent(np.array(marked, np.int64))
+    disk.take_from_parent(Extents.from_blocks(np.array(marked, np.int64), GRANULE))
     assert disk.rewritten.tolist() == [True, False, False, False]

@@ -97,7 +97,7 @@ def take(repository: Repository, contents: Sequence[Disk]) -> tuple[ImageReader,
             host=Host(name="here"),
             disks=tuple(disk_record(plan, unreadable.of(n)) for n, plan in enumerate(plans)),
         )
-        snapshot = image.commit(
+        snapshot, _ = image.commit(
             manifest, [plan.used for plan in plans], {plan.name: pieces(plan) for plan in plans}
         )
     return ImageReader(repository, repository.load_index(), snapshot), plans

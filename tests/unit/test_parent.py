@@ -260,7 +260,7 @@ def test_chunks_may_be_stored_finely_and_again_and_the_last_one_counts(
         store.put(0, 2, memoryview(bytes(CHUNK)))
         store.put(0, 3, memoryview(fresh()))
         store.put_fine(0, 3, memoryview(latest))
-        snapshot = again.commit(
+        snapshot, _ = again.commit(
             msgspec.structs.replace(image.manifest),
             [Extents.single(0, disk.size)],
             {"disk": {}},

@@ -34,6 +34,7 @@ from freezeframe.repo.repository import Repository, create_repository, open_repo
 from freezeframe.repo.sealed import seal_text
 from freezeframe.repo.snapshots import Snapshot
 from freezeframe.repo.structs import KeyFile
+from freezeframe.repo.unlock import Unlocked
 from freezeframe.store.base import CONFIG_NAME, Kind
 from freezeframe.store.local import LocalStore
 from freezeframe.store.memory import MemoryStore
@@ -255,7 +256,7 @@ def filled(template: Repository, tmp_path: Path) -> Repository:
     """Give each test a copy of its own: making one takes longer."""
     shutil.copytree(template.store.location, tmp_path / "r")
     store = LocalStore(tmp_path / "r")
-    return Repository(store, template.config, template.key, template.key_id)
+    return Repository(Unlocked(store, template.config, template.key, template.key_id))
 
 
 def folder_of(repository: Repository) -> Path:

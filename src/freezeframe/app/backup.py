@@ -136,10 +136,10 @@ def backup_offline(
             unreadable_bytes=unreadable.total,
             decompressed_one_in=decompress_every,
         )
-        manifest = image.described(_manifest(plans, unreadable, created, proof))
+        manifest = _manifest(plans, unreadable, created, proof)
         if imported is not None:
             manifest = imported.described(manifest)
-        snapshot = image.commit(
+        snapshot, manifest = image.commit(
             manifest, [plan.used for plan in plans], {plan.name: pieces(plan) for plan in plans}
         )
     return BackupResult(snapshot, manifest, unreadable.total)

@@ -115,5 +115,6 @@ def take_over(
         if pending is None:
             continue
         granules = on_source(pending.granules(), disk)
-        each.changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size).total
-        image.take_over(disk.number, disk.take_from_parent(granules))
+        changed = Extents.from_blocks(granules, GRANULE).clip(0, disk.size)
+        each.changed = changed.total
+        image.take_over(disk.number, disk.take_from_parent(changed))

@@ -13,13 +13,14 @@ from freezeframe.access.attach import attachments
 from freezeframe.access.boot.accelerator import why_no_kvm
 from freezeframe.access.boot.firmware import uefi_firmware
 from freezeframe.access.fuse import SUBTYPE, load_binding
-from freezeframe.app.hot_doctor import Finding, hot_processing, may_administer, read_text
+from freezeframe.app.hot_doctor import Finding, hot_processing, may_administer
 from freezeframe.core.errors import FreezeframeError
 from freezeframe.core.units import MIB, human_size
 from freezeframe.system.memory import available_memory
 from freezeframe.system.mounting import answers
 from freezeframe.system.mounts import own_mounts
 from freezeframe.system.run import run, which
+from freezeframe.system.sysfs import read_text
 from freezeframe.system.tools import Package, packages
 
 #: The bound the program keeps to, and as much again for everybody else.
@@ -99,7 +100,7 @@ def _loop() -> Finding:
 
 
 def _device_mapper() -> Finding:
-    known = "device-mapper" in read_text("/proc/misc")
+    known = "device-mapper" in read_text(Path("/proc/misc"))
     if known:
         return Finding("device-mapper", "ok", "LVM and encrypted volumes can be used as sources")
     return Finding(
@@ -138,10 +139,10 @@ def _filesystems() -> Finding:
 
 def _knows(kind: str) -> bool:
     """Whether the kernel has a filesystem, loaded or as a module it can load."""
-    if kind in read_text("/proc/filesystems").split():
+    if kind in read_text(Path("/proc/filesystems")).split():
         return True
     folder = Path("/lib/modules", platform.release())
-    listed = read_text(str(folder / "modules.dep")) + read_text(str(folder / "modules.builtin"))
+    listed = "\n".join(read_text(folder / name) for name in ("modules.dep", "modules.builtin"))
     return re.search(rf"/{kind}\.ko(\.\w+)?(:|$)", listed, re.MULTILINE) is not None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from freezeframe.app.track import disks_in_use
 from freezeframe.core.errors import TrackingUnavailable
 from freezeframe.shadow.filesystems import find_filesystems
 from freezeframe.system import sysfs
+from freezeframe.system.sysfs import read_text
 from freezeframe.tracking import libbpf
 from freezeframe.tracking.program import BTF, object_path
 from freezeframe.tracking.record import pins_folder, place_in_memory
@@ -37,10 +38,10 @@ class Finding:
 def hot_needs() -> list[Finding]:
     """Look at what imaging any disk in use needs, each for itself."""
     return [
-        _tracker_object(),
+        _looked_for("compiled tracker", object_path, "{}"),
         _library(),
-        _bpf_filesystem(),
-        _place_for_marks(),
+        _looked_for("BPF filesystem", pins_folder, "keeps marks between images"),
+        _looked_for("memory for marks", place_in_memory, "{}: what was written since each image"),
         _btf(),
         _disk_numbers(),
         _lockdown(),
@@ -71,12 +72,13 @@ def hot_processing() -> list[Finding]:
     return [*found, _freezing(), verdict]
 
 
-def _tracker_object() -> Finding:
+def _looked_for(name: str, look: Callable[[], Path], told: str) -> Finding:
+    """Say whether a thing is there; `told` of it, with its path where that has a place for one."""
     try:
-        path = object_path()
+        path = look()
     except TrackingUnavailable as error:
-        return Finding("compiled tracker", "missing", error.message, error.hint)
-    return Finding("compiled tracker", "ok", str(path))
+        return Finding(name, "missing", error.message, error.hint)
+    return Finding(name, "ok", told.format(path))
 
 
 def _library() -> Finding:
@@ -85,14 +87,6 @@ def _library() -> Finding:
     if reason:
         return Finding("libbpf1", "missing", reason, "apt-get install libbpf1")
     return Finding("libbpf1", "ok", use)
-
-
-def _bpf_filesystem() -> Finding:
-    try:
-        pins_folder()
-    except TrackingUnavailable as error:
-        return Finding("BPF filesystem", "missing", error.message, error.hint)
-    return Finding("BPF filesystem", "ok", "keeps marks between images")
 
 
 def _btf() -> Finding:
@@ -106,14 +100,6 @@ def _btf() -> Finding:
         "(md, zram) cannot be tracked",
         "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions have",
     )
-
-
-def _place_for_marks() -> Finding:
-    try:
-        place = place_in_memory()
-    except TrackingUnavailable as error:
-        return Finding("memory for marks", "missing", error.message, error.hint)
-    return Finding("memory for marks", "ok", f"{place}: what was written since each image")
 
 
 def _disk_numbers() -> Finding:
@@ -130,7 +116,7 @@ def _disk_numbers() -> Finding:
 
 def _lockdown() -> Finding:
     # security/security.c: reading kernel memory by BPF is refused in this mode only.
-    if "[confidentiality]" in read_text("/sys/kernel/security/lockdown"):
+    if "[confidentiality]" in read_text(Path("/sys/kernel/security/lockdown")):
         return Finding(
             "lockdown",
             "missing",
@@ -173,13 +159,7 @@ def _freezing() -> Finding:
 
 def may_administer() -> bool:
     """Whether the kernel lets this process attach, mount and freeze (CAP_SYS_ADMIN)."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", read_text("/proc/self/status"), re.MULTILINE)
+    found = re.search(
+        r"^CapEff:\s*([0-9a-f]+)$", read_text(Path("/proc/self/status")), re.MULTILINE
+    )
     return found is None or bool(int(found[1], 16) >> _CAP_SYS_ADMIN & 1)
-
-
-def read_text(path: str) -> str:
-    """Return what a file of the kernel's says; nothing where it is not there."""
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -46,7 +46,7 @@ from freezeframe.core.errors import (
 )
 from freezeframe.core.progress import Progress
 from freezeframe.core.units import GRANULE, MIB
-from freezeframe.image.manifest import HotProof, Manifest, Mode, Proof, TrackRecord
+from freezeframe.image.manifest import HotProof, Mode, Proof, TrackRecord
 from freezeframe.image.writer import ImageWriter
 from freezeframe.repo.index import Index
 from freezeframe.repo.pack import BlobKind
@@ -168,11 +168,8 @@ def backup_online(
             )
         )
         hot = _hot_proof(result.proof, disks, trust)
-        manifest: Manifest = image.described(
-            new_manifest(Mode.ONLINE, result.moment, records, proof, hot, company.proof())
-        )
-        snapshot = image.commit(
-            manifest,
+        snapshot, manifest = image.commit(
+            new_manifest(Mode.ONLINE, result.moment, records, proof, hot, company.proof()),
             [plan.used for plan in result.plans],
             {plan.name: pieces(plan) for plan in result.plans},
             company.pieces(),

@@ -97,9 +97,9 @@ class Settings:
         pool.shutdown(wait=False)
 
         def opened() -> Repository:
-            from freezeframe.repo.repository import unlocked_repository
+            from freezeframe.repo.repository import Repository
 
-            return unlocked_repository(unlocked.result())
+            return Repository(unlocked.result())
 
         return opened
 

@@ -1,7 +1,6 @@
 """What is drawn: tables, and a bar that moves. Everything here is rich's.
 
-Apart from `output`, which is loaded for every command: rich takes longer to load than most of
-them have to print.
+Apart from `output`, which is loaded for every command: loading rich takes a tenth of the start.
 """
 
 from __future__ import annotations

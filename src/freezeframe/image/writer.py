@@ -255,7 +255,7 @@ class ImageWriter:
         for number in wanted & parent.fine.keys():
             target.fine[number] = parent.fine[number]
 
-    def described(self, manifest: Manifest) -> Manifest:
+    def _described(self, manifest: Manifest) -> Manifest:
         """Return a manifest that says which chunks are stored by granules."""
         return msgspec.structs.replace(
             manifest,
@@ -273,16 +273,16 @@ class ImageWriter:
         used: Sequence[Extents],
         pieces: Mapping[str, Mapping[str, bytes]],
         writers: Mapping[str, Mapping[str, bytes]] | None = None,
-    ) -> Snapshot:
-        """Write everything that is left, make it durable, then the snapshot.
+    ) -> tuple[Snapshot, Manifest]:
+        """Write everything that is left, make it durable, then the snapshot; return what it holds.
 
         `used` is each disk's used map in bytes; `pieces` the layout's files by disk name;
         `writers` what applications want kept beside it, by folder and name.
-        What the image holds of the manifest is as `described` returns it.
+        The manifest it holds, and returns, says besides which chunks are stored by granules.
         """
         for disk, extents in zip(self._disks, used, strict=True):
             _drop_unused(disk, extents)
-        manifest = self.described(manifest)
+        manifest = self._described(manifest)
         disks: list[Node] = []
         for record, disk, extents in zip(manifest.disks, self._disks, used, strict=True):
             disks.append(dir_node(record.name, self._disk_tree(disk, extents)))
@@ -305,7 +305,7 @@ class ImageWriter:
             tags=[manifests.TAG, manifest.mode.value],
             program_version=manifest.program,
         )
-        return self._repository.save_snapshot(snapshot)
+        return self._repository.save_snapshot(snapshot), manifest
 
     def _disk_tree(self, disk: _Disk, used: Extents) -> bytes:
         """Write the zero blobs a disk refers to, its segments, and the tree over them."""

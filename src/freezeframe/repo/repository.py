@@ -50,28 +50,23 @@ def create_repository(store: Store, password: str) -> Repository:
     text = seal_text(Sealer(master), msgspec.json.encode(config), compress=False)
     # Last of all: it is what makes the folder a repository.
     store.put(Kind.CONFIG, CONFIG_NAME, [text])
-    return Repository(store, config, master, key_id)
+    return Repository(Unlocked(store, config, master, key_id))
 
 
 def open_repository(store: Store, password: str) -> Repository:
     """Open a repository. Raises what `unlock` does."""
-    return unlocked_repository(unlock(store, password))
-
-
-def unlocked_repository(unlocked: Unlocked) -> Repository:
-    """Return the repository of which the password was right."""
-    return Repository(unlocked.store, unlocked.config, unlocked.master, unlocked.key_id)
+    return Repository(unlock(store, password))
 
 
 class Repository:
-    """An open repository. Thread-safe. Made by `create_repository` and `open_repository`."""
+    """An open repository. Thread-safe. Made of what `unlock` returns."""
 
-    def __init__(self, store: Store, config: ConfigFile, key: MasterKey, key_id: str) -> None:
-        self.store = store
-        self.config = config
-        self.key = key
+    def __init__(self, unlocked: Unlocked) -> None:
+        self.store = unlocked.store
+        self.config = unlocked.config
+        self.key = unlocked.master
         #: Id of the key file it was opened with.
-        self.key_id = key_id
+        self.key_id = unlocked.key_id
         self._held: list[Lock] = []
 
     # -- passwords ------------------------------------------------------------------

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from freezeframe.access.files.base import Entry, Filesystem, Node, read_range, stream
 from freezeframe.core.errors import NotUnderstood
+from freezeframe.core.extents import Extents
+from freezeframe.system.run import run
 
 _ACL_VERSION = struct.Struct("<I")
 _ACL_ENTRY = struct.Struct("<HHI")
@@ -313,3 +315,15 @@ def _check_content(node: Node, some: random.Random) -> None:
     for _ in range(3):
         start, length = some.randrange(content.size + 1), some.randrange(20_000)
         assert read_range(content, start, length) == whole[start : start + length]
+
+
+def seen_by_filefrag(path: Path) -> tuple[Extents, Extents]:
+    """Return what of a file holds data, and where on its disk that lies, in bytes."""
+    said = run(("filefrag", "-b4096", "-v", str(path))).stdout.decode()
+    rows = [line.split(":") for line in said.splitlines() if line.strip()[:1].isdigit()]
+
+    def column(number: int) -> Extents:
+        pairs = [map(int, row[number].replace(".", " ").split()) for row in rows]
+        return Extents.of((first * 4096, (last + 1) * 4096) for first, last in pairs)
+
+    return column(1), column(2)

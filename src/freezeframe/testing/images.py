@@ -96,7 +96,7 @@ def save_image(
             disks=(record_of(disk.size),),
         )
         held = Extents.single(0, disk.size) if used is None else used
-        snapshot = image.commit(manifest, [held], {"disk": {}})
+        snapshot, _ = image.commit(manifest, [held], {"disk": {}})
     return ImageReader(repository, _index(repository), snapshot), writer.stats
 
 

@@ -141,8 +141,8 @@ class HotDisk:
         # Marks taken meanwhile, too: what they are of may be in memory as it was before.
         self.account()
 
-    def take_from_parent(self, changed: Granules) -> Granules:
-        """Count on what the parent has but for what was `changed`; return the chunks to take.
+    def take_from_parent(self, changed: Extents) -> Granules:
+        """Count on what the parent has and `changed` does not name; return the chunks to take.
 
         What could not be read for it is tried again: its zeros are no content.
         """
@@ -151,11 +151,9 @@ class HotDisk:
             return np.empty(0, np.int64)
         numbers = np.flatnonzero(parent.usable)
         taken = Extents.from_blocks(numbers, CHUNK).clip(0, self.size)
-        written = Extents.from_blocks(changed, GRANULE).clip(0, self.size)
-        self.covered = (parent.used & taken) - written - parent.unreadable
-        per_chunk = CHUNK // GRANULE
-        counts = np.bincount(changed // per_chunk, minlength=len(self.rewritten))
-        self.rewritten = counts == per_chunk
+        self.covered = (parent.used & taken) - changed - parent.unreadable
+        self.rewritten[:] = True
+        self.rewritten[(Extents.single(0, self.size) - changed).units(CHUNK)] = False
         return numbers
 
     def _without_never(self, granules: Granules) -> Granules:
